@@ -1,5 +1,5 @@
-//! Constraints between the keys of a table, as JSON Schemas. Each is checked by the reader too, with
-//! a message of its own.
+//! Constraints between the keys of a table, as JSON Schemas. Each is checked by the reader too,
+//! with a message of its own.
 
 use serde_json::{Value, json};
 

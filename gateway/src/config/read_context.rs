@@ -56,7 +56,7 @@ pub(super) struct KeySpec {
     pub(super) former: Option<&'static str>,
 }
 
-/// What a reader declares of a table, for the JSON Schema.
+/// A declaration of a reader about a table, for the JSON Schema.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum TableSpec {
     /// A table that is read where it is absent too: it is required if one of its keys is.
@@ -134,7 +134,7 @@ impl<'a> ReadContext<'a> {
         self.keys.borrow_mut().push(spec);
     }
 
-    /// Records what a reader declares of a table.
+    /// Records the declaration of a reader about a table.
     pub(super) fn record_table(&self, spec: TableSpec) {
         self.tables.borrow_mut().push(spec);
     }
@@ -159,7 +159,7 @@ impl<'a> ReadContext<'a> {
         self.faults.into_inner()
     }
 
-    /// What was declared of tables, in the order of declaration.
+    /// All declarations about tables, in their order.
     pub(super) fn tables(&self) -> Vec<TableSpec> {
         self.tables.borrow().clone()
     }

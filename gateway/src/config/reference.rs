@@ -690,7 +690,7 @@ pub(super) fn documented_keys() -> impl Iterator<Item = (KeySpec, &'static str)>
     })
 }
 
-/// What readers declare of tables.
+/// All declarations of readers about tables.
 pub(super) fn declared_tables() -> Vec<TableSpec> {
     read_skeleton(|context| context.tables())
 }

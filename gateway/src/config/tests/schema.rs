@@ -11,7 +11,7 @@ use super::super::node::{DocumentNode, DocumentValue};
 use super::super::{DocumentFormat, document, schema};
 use super::{MINIMAL, parse_toml};
 
-/// What the schema says against a document; `None`: nothing.
+/// The fault that the schema finds in a document; `None`: it accepts the document.
 pub(super) fn schema_fault(text: &str, format: DocumentFormat) -> Option<String> {
     static COMPILED: OnceLock<(Schemas, SchemaIndex)> = OnceLock::new();
     let (schemas, index) = COMPILED.get_or_init(|| {

@@ -77,8 +77,10 @@ fn upstream_row(mut upstream: Value, samples: &SamplePair<'_>) -> Value {
         let key = (name.clone(), endpoint["name"].as_str().unwrap_or_default().to_owned());
         let counts = |sample: &CounterSample| sample.endpoints.get(&key).copied().unwrap_or_default();
         let (current, earlier) = (counts(samples.current), counts(samples.earlier));
-        endpoint["calls_per_second"] = json!(samples.rate([current[0], earlier[0]]));
-        endpoint["failures_per_second"] = json!(samples.rate([current[1], earlier[1]]));
+        let rates = ["calls", "failures", "bytes_sent", "bytes_received"].map(|name| format!("{name}_per_second"));
+        for (index, key) in rates.iter().enumerate() {
+            endpoint[key] = json!(samples.rate([current[index], earlier[index]]));
+        }
     }
     upstream
 }
