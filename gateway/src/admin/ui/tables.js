@@ -147,11 +147,14 @@ const LIMITS = [
 const DENIALS = [
   column("Caller", denial => denial.callers.join(" ")),
   column("Rule", denial => denial.rule, { cell: "text" }),
-  column("Denied", denial => `${duration(denial.seconds_ago)} ago`),
+  column("Denials", denial => number(denial.denials)),
+  column("First", denial => `${duration(denial.since_seconds_ago)} ago`),
+  column("Last", denial => `${duration(denial.seconds_ago)} ago`),
   column("Told to wait", denial => duration(denial.retry_after_seconds)),
 ];
 
 export function showLimits({ limits }) {
+  setText(byId("denials-hidden"), limits.denials_hidden ? `(${limits.denials_hidden} with fewer denials are not shown)` : "");
   fill("limits-table", LIMITS, limits.rules, { key: rule => rule.name, empty: "No limit is configured." });
   fill("denials-table", DENIALS, limits.denials,
     { key: denial => denial.callers.join(" ") + denial.rule, empty: "None." });
