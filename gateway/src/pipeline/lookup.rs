@@ -20,7 +20,7 @@ use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::record::{CacheDetail, CacheResult, ForwardReason};
 use crate::respond;
-use crate::spans::Phase;
+use crate::spans::{BackgroundWork, Phase};
 use crate::tasks::{self, TaskKind, TaskWait};
 
 /// How often a request looks up again after a shared fetch had no response for it. After that it
@@ -388,7 +388,7 @@ impl RequestContext<'_> {
         if self.worker.view.lookup_local_at(key, now).is_some_and(|stored| stored.age(now) < hit.age(now)) {
             return lead.end(FetchEnd::LookUpAgain);
         }
-        let (mut detached, key) = (self.detached(Some(hit.clone())), key.to_owned());
+        let (mut detached, key) = (self.detached(BackgroundWork::Validation, Some(hit.clone())), key.to_owned());
         let request = &mut detached.request;
         // The client's own demands do not apply to the shared copy.
         request.fields.remove(KnownField::CacheControl);
@@ -402,7 +402,10 @@ impl RequestContext<'_> {
                     // A body that is not stored has no use.
                     Ok(ResponseBody::Fill(body)) => body.leave_to_store(),
                     Ok(_) => {}
-                    Err(error) => tracing::debug!(%error, "background validation failed"),
+                    Err(error) => {
+                        context.record.failure = Some(error.kind());
+                        tracing::debug!(%error, "background validation failed");
+                    }
                 }
             };
             detached.run(validate).await;

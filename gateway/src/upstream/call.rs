@@ -232,7 +232,7 @@ impl Upstream {
     ) -> Result<OpenedConnection, AttemptError> {
         let began = Instant::now();
         let failed_before = state.repeats.failed.len();
-        let opened = self.open(&mut state.plan, &mut state.repeats.failed).await;
+        let opened = self.open(&mut state.plan, &mut state.repeats.failed, outgoing.attempts).await;
         state.repeats.failed[failed_before..].iter().for_each(|failure| self.count_retry_of(failure));
         if let (Some(attempts), Err(failure)) = (outgoing.attempts, &opened) {
             attempts.push(attempt_span(failure.endpoint.as_ref(), began.into_std(), Err(&failure.error)));

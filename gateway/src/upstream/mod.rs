@@ -48,6 +48,7 @@ use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::upstream_connection::{http2_connections, reserved_upstream_bytes};
 
 use crate::metrics::Label as _;
+use crate::spans::AttemptLog;
 use crate::{breaker, metrics};
 use judge::EndpointJudge;
 use known_targets::{KnownTargets, NamedTargets};
@@ -318,11 +319,13 @@ impl Upstream {
         })
     }
 
-    /// Opens a connection to an endpoint; `failed` gets those that could not be reached before.
+    /// Opens a connection to an endpoint; `failed` gets those that could not be reached before,
+    /// `log` each connection that was tried.
     async fn open(
         &self,
         plan: &mut AttemptPlan,
         failed: &mut Vec<AttemptError>,
+        log: Option<&AttemptLog>,
     ) -> Result<OpenedConnection, AttemptError> {
         if self.judge.set.load().list().is_empty() {
             let due = Instant::now() + plan.connect_timeout;
@@ -332,7 +335,7 @@ impl Upstream {
         if set.list().is_empty() && self.has_no_endpoints() {
             return Err(AttemptError::no_endpoints());
         }
-        open::open(&set, plan, failed).await
+        open::open(&set, plan, failed, log).await
     }
 }
 
