@@ -224,6 +224,9 @@ impl RequestContext<'_> {
                 self.record.detail = CacheDetail::Reason(reason.as_str());
             }
         }
+        if policy::wants_range(self.request) {
+            self.note_coding();
+        }
         match self.apply_conditions(ResponseBody::Bytes(body)) {
             ResponseBody::Bytes(body) => ResponseBody::Bytes(policy::apply_range(self.request, body, self.response)),
             other => other,

@@ -294,8 +294,12 @@ impl RequestContext<'_> {
         }
         respond::write_age(freshness.age, &mut self.response.fields);
         if policy::is_not_modified(&self.request.fields, object) && self.response.status == StatusCode::OK {
+            self.note_coding();
             not_modified(self.response);
             return ResponseBody::EMPTY;
+        }
+        if policy::wants_range(self.request) {
+            self.note_coding();
         }
         ResponseBody::Bytes(policy::apply_range(self.request, hit.body().clone(), self.response))
     }
@@ -316,6 +320,7 @@ impl RequestContext<'_> {
         if !policy::is_not_modified(&self.request.fields, &object) {
             return body;
         }
+        self.note_coding();
         not_modified(self.response);
         if let ResponseBody::Fill(body) = body {
             // The condition was this client's, the object is for all.
