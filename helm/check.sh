@@ -316,7 +316,7 @@ rejects_with "upstreams without routes" "config.routes is empty" minimal <<<'con
 rejects_routes "two routes of one name" "two routes are named a" '{ routes: [{ name: a, match: { path: /a }, upstream: shop }, { name: a, match: { path: /b }, upstream: shop }] }'
 rejects_routes "an unknown upstream" "a names the upstream shopp" '{ routes: [{ name: a, match: { path: /a }, upstream: shopp }] }'
 rejects_with "an upstream with no endpoints key" "missing property 'endpoints'" routes <<<'config: { upstreams: { other: { retries: 1 } } }'
-rejects_routes "an unknown upstream of a canary" "a names the upstream next" '{ routes: [{ name: a, match: { path: /a }, upstream: shop, canary: { upstream: next } }] }'
+rejects_routes "an unknown upstream of a canary" "a names the upstream next" '{ routes: [{ name: a, match: { path: /a }, upstream: shop, canary: { upstream: next, percent: 5 } }] }'
 rejects_routes "an unknown limit" "a names the limit all" '{ routes: [{ name: a, match: { path: /a }, upstream: shop, limits: [all] }] }'
 rejects_routes "a route that leads nowhere" "'oneOf' failed" '{ routes: [{ name: a, match: { path: /a } }] }'
 rejects_routes "a route with two ends" "subschemas 0, 2 matched" '{ routes: [{ name: a, match: { path: /a }, upstream: shop, respond: { body: x } }] }'
