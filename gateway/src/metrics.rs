@@ -87,7 +87,10 @@ impl Default for Histogram {
 impl Histogram {
     pub(crate) fn observe(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        self.0.add(PART_NANOS.partition_point(|bound| *bound < nanos), 1);
+        let bucket = BOUNDS_NANOS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS.len());
+        let first = bucket * PARTS;
+        let part = PART_NANOS[first..first + PARTS - 1].iter().filter(|bound| **bound < nanos).count();
+        self.0.add(first + part, 1);
         self.0.add(PARTS_ALL, nanos);
     }
 
