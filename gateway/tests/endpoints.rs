@@ -396,6 +396,20 @@ fn bytes_of_a_response_that_its_client_leaves_are_those_that_were_read() {
     gate.open();
 }
 
+#[test]
+fn bytes_of_a_tunnel_are_counted_when_it_ends() {
+    let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello";
+    let origin = Origin::start(move |_| Script::new().send(switch).close());
+    let gateway = Gateway::start(&config(&[origin.address], ""));
+    let mut client = gateway.connect();
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+    assert_eq!(client.read_head().status, 101);
+    assert_eq!(client.read_to_end(), b"hello");
+    drop(client);
+    wait_for(|| of_first(&gateway, "in_flight") == 0, STEP_TIMEOUT);
+    assert_eq!(of_first(&gateway, "bytes_received"), 5);
+}
+
 fn of_first(gateway: &Gateway, key: &str) -> u64 {
     let status: Value = serde_json::from_str(&gateway.admin("/api/v1/status").text()).expect("JSON");
     status["upstreams"][0]["endpoints"][0][key].as_u64().expect("a number")

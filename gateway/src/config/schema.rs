@@ -178,5 +178,19 @@ mod tests {
         assert_eq!(of("/properties/identity/properties/user/anyOf/0/type"), &json!("string"));
         assert!(of("/properties/identity/properties/user/anyOf/1/properties/jwt").is_object());
         assert_eq!(of("/properties/limits/additionalProperties/required"), &json!(["tier", "rate", "burst"]));
+        assert_eq!(of("/properties/routes/items/required"), &json!(["name", "match"]));
+        assert_eq!(of("/properties/cache/properties/fill_bytes/deprecated"), &json!(true));
+    }
+
+    #[test]
+    fn every_constraint_is_in_its_table() {
+        let (mut schema, mut constraints) = (schema(), 0);
+        for spec in reference::declared_tables() {
+            let TableSpec::Constraint(path, constraint) = spec else { continue };
+            let table = table_at(&mut schema, &path).unwrap_or_else(|| panic!("no table {path}"));
+            assert!(table["allOf"].as_array().is_some_and(|all| all.contains(&constraint)), "{path}: {constraint}");
+            constraints += 1;
+        }
+        assert!(constraints > 50, "{constraints}");
     }
 }

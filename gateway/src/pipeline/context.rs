@@ -23,7 +23,7 @@ use crate::identify::{Caller, OutgoingSpan, RequestId};
 use crate::metrics::Label as _;
 use crate::record::RequestRecord;
 use crate::route::{ForwardPath, Route, TemplateValues};
-use crate::spans::{BackgroundWork, Phase, RequestSpans, WorkEnd, WorkOrigin, WorkReport};
+use crate::spans::{BackgroundWork, Phase, RequestSpans, TracedWork, WorkEnd, WorkOrigin};
 
 /// Fields by which a client asks for a part of an object. A shared fetch is for the whole object.
 pub(super) const RANGE_FIELDS: [KnownField; 2] = [KnownField::Range, KnownField::IfRange];
@@ -85,7 +85,7 @@ pub(super) struct DetachedRequest {
     pub(super) request: Request,
     stale: Option<shard::CacheHit<CacheMeta>>,
     /// The spans of the work, in the trace of a sampled request.
-    traced: Option<(Box<RequestSpans>, WorkReport)>,
+    traced: Option<TracedWork>,
 }
 
 impl DetachedRequest {
@@ -242,7 +242,7 @@ impl<'c> RequestContext<'c> {
     }
 
     /// Begins the spans of work in the trace of the request; `None`: it is not sampled.
-    pub(super) fn begin_work(&self, work: BackgroundWork) -> Option<(Box<RequestSpans>, WorkReport)> {
+    pub(super) fn begin_work(&self, work: BackgroundWork) -> Option<TracedWork> {
         let (spans, exporter) = (self.record.spans.as_ref()?, self.snapshot.tracing.as_ref()?);
         let config = &self.route().config;
         Some(WorkOrigin::of(spans, exporter).begin(work, self.request, (&config.name, config.path.pattern())))

@@ -369,7 +369,9 @@ impl RequestContext<'_> {
         let waker = Waker::noop();
         if running.as_mut().poll(&mut Context::from_waker(waker)).is_pending() {
             match traced {
-                None => tasks::spawn(TaskKind::Fill, async move { drop(running.await) }),
+                None => tasks::spawn(TaskKind::Fill, async move {
+                    running.await;
+                }),
                 Some((spans, report)) => tasks::spawn(TaskKind::Fill, async move {
                     let FillEnd { bytes, failure } = running.await;
                     report.end(spans, WorkEnd { bytes, failure, ..WorkEnd::default() });

@@ -19,7 +19,7 @@ use crate::http::request_body::{RequestBody, StartedBody};
 use crate::identify::{self, OutgoingSpan};
 use crate::metrics::Label as _;
 use crate::route::{Mirror, MirrorResult};
-use crate::spans::{AttemptLog, Phase, RequestSpans, WorkEnd, WorkReport};
+use crate::spans::{AttemptLog, Phase, TracedWork, WorkEnd};
 use crate::tasks::{self, TaskKind};
 use crate::upstream::{KeptConnections, OutgoingRequest, REPLAY_BYTES_MAX, Upstream};
 
@@ -59,7 +59,7 @@ impl Drop for MirrorSlot {
 /// The client has failed to send its body.
 pub(super) async fn send_copy<'b>(
     mirror: &Mirror,
-    (request, client, traced): (&Request, IpAddr, &dyn Fn() -> Option<(Box<RequestSpans>, WorkReport)>),
+    (request, client, traced): (&Request, IpAddr, &dyn Fn() -> Option<TracedWork>),
     body: RequestBody<'b>,
 ) -> Result<RequestBody<'b>, Error> {
     if request.upgrade.is_some() || !mirror.takes_next() {

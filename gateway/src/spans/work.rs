@@ -28,6 +28,9 @@ pub(crate) struct WorkReport {
     exporter: Arc<TraceExporter>,
 }
 
+/// Work that has begun: its spans so far, and what reports them.
+pub(crate) type TracedWork = (Box<RequestSpans>, WorkReport);
+
 /// The end of work.
 #[derive(Default)]
 pub(crate) struct WorkEnd {
@@ -46,14 +49,13 @@ impl WorkOrigin {
         WorkOrigin { trace: spans.trace, parent: spans.current(), exporter: Arc::clone(exporter) }
     }
 
-    /// Begins work for `request`, of the route with this name and this path. Gives its spans, and
-    /// what reports them.
+    /// Begins work for `request`, of the route with this name and this path.
     pub(crate) fn begin(
         &self,
         work: BackgroundWork,
         request: &Request,
         (route, route_path): (&str, String),
-    ) -> (Box<RequestSpans>, WorkReport) {
+    ) -> TracedWork {
         let spans = RequestSpans {
             trace: self.trace,
             id: child_id(self.parent, FIRST_INDEX + work.index()),
