@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 pub(crate) use exporter::{ExportCompression, TraceExporter, TracingConfig, expose};
-pub(crate) use work::{TracedWork, WorkEnd, WorkOrigin, WorkReport};
+pub(crate) use work::{TracedWork, WorkEnd, WorkOrigin};
 
 use crate::http::message::{HttpVersion, Method, Scheme, StatusCode};
 use crate::identify::Trace;
