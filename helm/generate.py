@@ -38,20 +38,6 @@ SECTIONS = {
 BY_HAND = {"limits": "limits/NAME", "access": "access", "kubernetes": "kubernetes"}
 # Only in builds with the feature of this name.
 FEATURES = {"kubernetes"}
-# What `tidegate config schema` leaves open: an endpoint may be a table, and URLs have schemes.
-URL = {"type": "string", "pattern": r"^(https?|h2c|srv(\+https)?|kubernetes(\+https|\+h2c)?)://[^/]+|\$\{"}
-ENDPOINT = {
-    "anyOf": [
-        URL,
-        {
-            "type": "object",
-            "properties": {"url": URL, "weight": {"type": "integer", "minimum": 1, "maximum": 1000}, "zone": {"type": "string"}},
-            "required": ["url"],
-            "additionalProperties": False,
-        },
-    ]
-}
-UNITS = {"a duration": r"[0-9]+(ms|s|m|h)", "a size": r"[0-9]+(B|KiB|MiB|GiB)", "a rate": r"0*[1-9][0-9]*/[smhd]"}
 
 
 def section(schema, path):
@@ -66,25 +52,25 @@ def section(schema, path):
 
 
 def refine(schema):
-    """Removes what only editors need, and adds the units of durations, sizes and rates."""
+    """Removes what only editors need."""
     if isinstance(schema, list):
         return [refine(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    description = schema.get("description")
     schema = dict(schema)
-    if isinstance(description, str):
-        kind = description.rsplit(" (", 1)[-1]
-        unit = next((pattern for words, pattern in UNITS.items() if kind.startswith(words)), None)
-        if unit and schema.get("type") == "string":
-            schema["pattern"] = rf"^{unit}$|\$\{{"
+    if isinstance(schema.get("description"), str):
         del schema["description"]
         schema.pop("default", None)
-    schema = {key: refine(value) if key != "enum" else value for key, value in schema.items()}
-    endpoints = schema.get("properties", {}).get("endpoints")
-    if isinstance(endpoints, dict) and "items" in endpoints:
-        schema["properties"]["endpoints"] = endpoints | {"items": ENDPOINT}
-    return schema
+    return {key: refine(value) if key != "enum" else value for key, value in schema.items()}
+
+
+def names(schema):
+    """The keys that a constraint names."""
+    if isinstance(schema, list):
+        return set().union(*map(names, schema))
+    if isinstance(schema, dict):
+        return set(schema) | names(list(schema.values()))
+    return {schema}
 
 
 def gateway_defs(tidegate):
@@ -98,10 +84,12 @@ def gateway_defs(tidegate):
                 if key not in found["properties"]:
                     sys.exit(f"generate.py: the configuration has no {path}/{key}")
                 found["properties"][key] = False
+            # Other values set these keys.
             found.pop("required", None)
+            found["allOf"] = [constraint for constraint in found.get("allOf", []) if not names(constraint) & set(own)]
+            if not found["allOf"]:
+                del found["allOf"]
         defs[name] = refine(found)
-    # A route needs an upstream, a redirect or a response: the templates check that.
-    defs["routes"]["items"]["required"] = ["name", "match"]
     values = json.loads((CHART / "values.schema.json").read_text())
     config = values["properties"]["config"]["properties"]
     for name, path in BY_HAND.items():

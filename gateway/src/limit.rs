@@ -11,7 +11,7 @@ mod override_command;
 mod admin_query;
 mod headers;
 
-pub(crate) use admin_query::{AdminQuery, AdminReply, latest_denials, list_rules};
+pub(crate) use admin_query::{AdminQuery, AdminReply, list_rules};
 pub(crate) use config::{HeaderExposure, LimitConfig, RuleConfig};
 pub(crate) use error::AdminQueryError;
 pub(crate) use headers::{DenialResponseKey, LimitHeaders};

@@ -18,6 +18,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
+use counter::CounterGroup;
 pub(crate) use counter::{Counter, Counters, Label, use_stripe};
 pub(crate) use exposition::ExpositionFormat;
 pub(crate) use quantile::DurationCounts;
@@ -35,20 +36,67 @@ const BOUNDS_NANOS: [u64; BOUNDS.len()] = {
     nanos
 };
 
-/// A histogram of durations: a counter for each bucket of `BOUNDS` and one for the sum in
-/// nanoseconds.
-#[derive(Default)]
-pub(crate) struct Histogram {
-    buckets: [Counter; BOUNDS.len() + 1],
-    nanos: Counter,
+/// Parts of a bucket, which the gateway's own quantiles use; scrapes get whole buckets.
+const PARTS: usize = 4;
+/// Parts of all buckets.
+const PARTS_ALL: usize = (BOUNDS.len() + 1) * PARTS;
+/// Upper bounds of the parts in nanoseconds. The parts of a bucket have equal ratios of their
+/// bounds; those of the first and of the last bucket double. The last part has no bound.
+const PART_NANOS: [u64; PARTS_ALL - 1] = {
+    let mut nanos = [0; PARTS_ALL - 1];
+    let mut bucket = 0;
+    while bucket < BOUNDS.len() {
+        let upper = BOUNDS_NANOS[bucket];
+        let bounds = if bucket == 0 {
+            [upper / 8, upper / 4, upper / 2, upper]
+        } else {
+            let lower = BOUNDS_NANOS[bucket - 1];
+            let middle = geometric_mean(lower, upper);
+            [geometric_mean(lower, middle), middle, geometric_mean(middle, upper), upper]
+        };
+        let mut part = 0;
+        while part < PARTS {
+            nanos[bucket * PARTS + part] = bounds[part];
+            part += 1;
+        }
+        bucket += 1;
+    }
+    let mut part = BOUNDS.len() * PARTS;
+    while part < PARTS_ALL - 1 {
+        nanos[part] = nanos[part - 1] * 2;
+        part += 1;
+    }
+    nanos
+};
+
+const fn geometric_mean(a: u64, b: u64) -> u64 {
+    // The root of a product of two numbers is no larger than the larger one.
+    (a as u128 * b as u128).isqrt() as u64
+}
+
+/// A histogram of durations: a counter for each part of the buckets of `BOUNDS`, and one for the
+/// sum in nanoseconds.
+pub(crate) struct Histogram(CounterGroup);
+
+impl Default for Histogram {
+    fn default() -> Self {
+        Histogram(CounterGroup::new(PARTS_ALL + 1))
+    }
 }
 
 impl Histogram {
     pub(crate) fn observe(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_NANOS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS.len());
-        self.buckets[bucket].inc();
-        self.nanos.add(nanos);
+        let first = bucket * PARTS;
+        let part = PART_NANOS[first..first + PARTS - 1].iter().filter(|bound| **bound < nanos).count();
+        self.0.add(first + part, 1);
+        self.0.add(PARTS_ALL, nanos);
+    }
+
+    /// The observations of each bucket of `BOUNDS`, and of the one without a bound.
+    fn buckets(&self) -> impl Iterator<Item = u64> {
+        (0..=BOUNDS.len()).map(|bucket| (0..PARTS).map(|part| self.0.get(bucket * PARTS + part)).sum())
     }
 }
 
@@ -252,22 +300,22 @@ fn encode_samples(source: &MetricSource, mut encoder: MetricEncoder<'_>) -> fmt:
 impl Histogram {
     /// Number of observations.
     pub(crate) fn count(&self) -> u64 {
-        self.buckets.iter().map(Counter::get).sum()
+        self.buckets().sum()
     }
 
     /// The observations by bucket.
     pub(crate) fn counts(&self) -> DurationCounts {
-        let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);
-        DurationCounts::new(bounds.zip(self.buckets.iter().map(Counter::get)).collect())
+        let bounds = PART_NANOS.iter().map(|nanos| *nanos as f64 / 1e9).chain([f64::INFINITY]);
+        DurationCounts::new(bounds.zip((0..PARTS_ALL).map(|part| self.0.get(part))).collect())
     }
 }
 
 impl EncodeMetric for Histogram {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let counts: Vec<u64> = self.buckets.iter().map(Counter::get).collect();
+        let counts: Vec<u64> = self.buckets().collect();
         let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
-        let seconds = Duration::from_nanos(self.nanos.get()).as_secs_f64();
+        let seconds = Duration::from_nanos(self.0.get(PARTS_ALL)).as_secs_f64();
         encoder.encode_histogram::<NoLabels>(seconds, counts.iter().sum(), &buckets, None)
     }
 
@@ -294,7 +342,48 @@ pub(crate) fn exposition(format: ExpositionFormat) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// The largest ratio between the bounds of a part that holds `nanos`.
+    fn ratio_at(nanos: u64) -> f64 {
+        match nanos {
+            ..=500_000 => 2.0,
+            500_001..=2_500_000_000 => 1.26,
+            2_500_000_001..=10_000_000_000 => 1.42,
+            _ => 2.0,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn parts_add_up_to_the_buckets_of_scrapes(durations in proptest::collection::vec(0_u64..20_000_000_000, 1..50)) {
+            let histogram = Histogram::default();
+            let mut expected = [0; BOUNDS.len() + 1];
+            for nanos in &durations {
+                histogram.observe(Duration::from_nanos(*nanos));
+                expected[BOUNDS_NANOS.iter().position(|bound| nanos <= bound).unwrap_or(BOUNDS.len())] += 1;
+            }
+            prop_assert_eq!(histogram.buckets().collect::<Vec<_>>(), expected);
+            prop_assert_eq!(histogram.0.get(PARTS_ALL), durations.iter().sum::<u64>());
+        }
+
+        /// As docs/operations.md says.
+        #[test]
+        fn quantiles_are_as_exact_as_the_parts(
+            mut durations in proptest::collection::vec(62_500_u64..80_000_000_000, 1..200),
+            part in 0.01_f64..1.0,
+        ) {
+            let histogram = Histogram::default();
+            durations.iter().for_each(|nanos| histogram.observe(Duration::from_nanos(*nanos)));
+            durations.sort_unstable();
+            let exact = durations[(part * durations.len() as f64).ceil() as usize - 1];
+            let estimate = histogram.counts().quantile(part).expect("observations").as_nanos() as f64;
+            let (ratio, bound) = (estimate / exact as f64, ratio_at(exact));
+            prop_assert!((1.0 / bound..=bound).contains(&ratio), "{exact} {estimate}");
+        }
+    }
 
     #[test]
     fn recorded_values_are_exposed() {

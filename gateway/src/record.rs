@@ -134,6 +134,8 @@ pub(crate) struct RequestRecord {
     pub(crate) country: Option<CountryCode>,
     /// The key or the user that the route has authenticated.
     pub(crate) principal: Option<PrincipalIndex>,
+    /// The response is a 304 or a 206 of content that is never compressed here.
+    pub(crate) has_one_coding: bool,
     /// The request body failed, so the bytes that follow it on the connection are unusable.
     pub(crate) must_close: bool,
 }
@@ -170,6 +172,7 @@ impl Default for RequestRecord {
             user_class: None,
             country: None,
             principal: None,
+            has_one_coding: false,
             must_close: false,
         }
     }

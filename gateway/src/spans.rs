@@ -6,13 +6,15 @@
 
 mod otlp;
 mod exporter;
+mod work;
 
 use std::cell::RefCell;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 pub(crate) use exporter::{ExportCompression, TraceExporter, TracingConfig, expose};
+pub(crate) use work::{TracedWork, WorkEnd, WorkOrigin};
 
 use crate::http::message::{HttpVersion, Method, Scheme, StatusCode};
 use crate::identify::Trace;
@@ -34,17 +36,44 @@ label! {
     }
 }
 
+label! {
+    /// Work with a span of its own, named as its task.
+    pub(crate) BackgroundWork, "work", {
+        /// A copy for the mirror of a route.
+        Mirror = "mirror",
+        /// The validation of a stale response that was served.
+        Validation = "background_validation",
+        /// A shared fetch whose client has left before the head of the response.
+        Fetch = "detached_fetch",
+        /// The body of a shared fetch, from the head of the response on.
+        Fill = "fill",
+    }
+}
+
 /// Phases of one request: lookups repeat a few times, and a fetch may be repeated once.
 const PHASES_MAX: usize = 16;
 /// Attempts of one call: more than retries and hedges make.
 const ATTEMPTS_MAX: usize = 16;
+/// Connections that one call tries.
+const CONNECTS_MAX: usize = 16;
+/// Most bytes of a text of a client in a span.
+const TEXT_MAX: usize = 512;
+
+/// A text of a client, bounded.
+pub(crate) fn bounded(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_MAX)].to_owned()
+}
 
 /// The spans of one request while it is handled. Its phases follow each other.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestSpans {
     trace: Trace,
-    /// Id of the server's span.
+    /// Id of the server's span, or of that of background work.
     id: u64,
+    /// Id of the span above; 0: none.
+    parent: u64,
+    /// `None`: a request of a client.
+    work: Option<BackgroundWork>,
     began: Instant,
     /// Wall time at `began`.
     began_at: SystemTime,
@@ -59,6 +88,18 @@ struct PhaseSpan {
     /// `None` while it lasts.
     ended: Option<Instant>,
     attempts: Vec<AttemptSpan>,
+    connects: Vec<ConnectSpan>,
+}
+
+/// One connection that a call has tried to open.
+#[derive(Clone, Debug)]
+pub(crate) struct ConnectSpan {
+    pub(crate) endpoint: Arc<str>,
+    pub(crate) address: SocketAddr,
+    pub(crate) began: Instant,
+    pub(crate) ended: Instant,
+    /// The class of the failure; empty without one.
+    pub(crate) failure: &'static str,
 }
 
 /// One attempt of a call to get a response from an endpoint.
@@ -71,20 +112,32 @@ pub(crate) struct AttemptSpan {
     pub(crate) result: Result<StatusCode, &'static str>,
 }
 
-/// Collects the attempts of one call.
-#[derive(Debug, Default)]
-pub(crate) struct AttemptLog(RefCell<Vec<AttemptSpan>>);
+/// Collects the attempts and the connections of one call of a sampled request.
+pub(crate) struct AttemptLog {
+    attempts: RefCell<Vec<AttemptSpan>>,
+    connects: RefCell<Vec<ConnectSpan>>,
+    /// For a copy of the call.
+    pub(crate) origin: WorkOrigin,
+}
 
 impl AttemptLog {
+    pub(crate) fn new(spans: &RequestSpans, exporter: &Arc<TraceExporter>) -> Self {
+        let origin = WorkOrigin::of(spans, exporter);
+        AttemptLog { attempts: RefCell::default(), connects: RefCell::default(), origin }
+    }
+
     pub(crate) fn push(&self, attempt: AttemptSpan) {
-        let mut attempts = self.0.borrow_mut();
+        let mut attempts = self.attempts.borrow_mut();
         if attempts.len() < ATTEMPTS_MAX {
             attempts.push(attempt);
         }
     }
 
-    pub(crate) fn into_attempts(self) -> Vec<AttemptSpan> {
-        self.0.into_inner()
+    pub(crate) fn push_connect(&self, connect: ConnectSpan) {
+        let mut connects = self.connects.borrow_mut();
+        if connects.len() < CONNECTS_MAX {
+            connects.push(connect);
+        }
     }
 }
 
@@ -92,7 +145,8 @@ impl RequestSpans {
     /// The spans of a request that arrived at `began`; `seed` is a random number.
     pub(crate) fn begin(trace: Trace, seed: u64, began: Instant) -> Self {
         let began_at = SystemTime::now().checked_sub(began.elapsed()).unwrap_or(SystemTime::UNIX_EPOCH);
-        let mut spans = RequestSpans { trace, id: seed.max(1), began, began_at, phases: Vec::new() };
+        let (id, parent) = (seed.max(1), trace.parent);
+        let mut spans = RequestSpans { trace, id, parent, work: None, began, began_at, phases: Vec::new() };
         spans.begin_phase(Phase::Admit, began);
         spans
     }
@@ -114,17 +168,23 @@ impl RequestSpans {
         self.phases.last().map_or(self.id, |phase| phase.id)
     }
 
-    /// Adds the attempts of the call that the last phase has made.
-    pub(crate) fn add_attempts(&mut self, attempts: Vec<AttemptSpan>) {
+    pub(crate) fn trace(&self) -> Trace {
+        self.trace
+    }
+
+    /// Adds the attempts of the call that the last phase has made, and ends the phase.
+    pub(crate) fn end_call(&mut self, log: AttemptLog) {
         if let Some(last) = self.phases.last_mut() {
-            last.attempts.extend(attempts);
+            last.attempts.extend(log.attempts.into_inner());
+            last.connects.extend(log.connects.into_inner());
         }
+        self.leave();
     }
 
     fn begin_phase(&mut self, phase: Phase, began: Instant) {
         if self.phases.len() < PHASES_MAX {
             let id = child_id(self.id, self.phases.len());
-            self.phases.push(PhaseSpan { phase, id, began, ended: None, attempts: Vec::new() });
+            self.phases.push(PhaseSpan { phase, id, began, ended: None, attempts: Vec::new(), connects: Vec::new() });
         }
     }
 
@@ -136,14 +196,26 @@ impl RequestSpans {
 
     /// The number of spans that are exported.
     fn count(&self) -> u64 {
-        let attempts = |phase: &PhaseSpan| if phase.attempts.len() > 1 { phase.attempts.len() } else { 0 };
-        1 + self.phases.iter().map(|phase| 1 + attempts(phase) as u64).sum::<u64>()
+        let below = |phase: &PhaseSpan| phase.attempts_below().len() + phase.connects_below().len();
+        1 + self.phases.iter().map(|phase| 1 + below(phase) as u64).sum::<u64>()
     }
 
     /// Nanoseconds since 1970.
     fn unix_nanos(&self, at: Instant) -> u128 {
         let began = self.began_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         (began + at.saturating_duration_since(self.began)).as_nanos()
+    }
+}
+
+impl PhaseSpan {
+    /// The attempts with spans of their own: a single one is the call itself.
+    fn attempts_below(&self) -> &[AttemptSpan] {
+        if self.attempts.len() > 1 { &self.attempts } else { &[] }
+    }
+
+    /// The connections with spans of their own: a single one belongs to the attempt.
+    fn connects_below(&self) -> &[ConnectSpan] {
+        if self.connects.len() > 1 { &self.connects } else { &[] }
     }
 }
 

@@ -305,3 +305,37 @@ fn pipelined_requests_are_answered_in_order() {
     assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 2, "{text}");
     assert!(text.find("live\n") < text.find("\"ready\":true"), "{text}");
 }
+
+#[test]
+fn status_lists_a_bounded_number_of_routes() {
+    let origin = Origin::start(|_| Script::reply(500, &[], ""));
+    let route = |index: usize| {
+        let upstream = if index == 5 { "bad" } else { "shop" };
+        format!(
+            "[[routes]]\nname = \"r{index}\"\nmatch = {{ path = \"/{index}\" }}\nupstream = \"{upstream}\"\n\
+             cache = {{ mode = \"off\" }}\n"
+        )
+    };
+    let upstreams = format!(
+        "[upstreams.shop]\nendpoints = [\"http://{0}\"]\n[upstreams.bad]\nendpoints = [\"http://{0}\"]\n\
+         breaker = {{ minimum = 5, open = \"1m\" }}\n",
+        origin.address
+    );
+    let gateway = Gateway::start(&format!("{upstreams}{}", (0..250).map(route).collect::<String>()));
+    let status = || serde_json::from_str::<serde_json::Value>(&gateway.admin("/api/v1/status").text()).expect("JSON");
+    let names = |status: &serde_json::Value| -> Vec<String> {
+        let routes = status["routes"].as_array().expect("a list");
+        routes.iter().map(|route| route["name"].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    let quiet = status();
+    assert_eq!((names(&quiet).len(), &quiet["routes_hidden"]), (200, &50.into()));
+    // In the order in which they are matched.
+    assert_eq!(names(&quiet)[..3], ["r100", "r101", "r102"]);
+    let mut client = gateway.connect();
+    for _ in 0..20 {
+        client.get("/5", &[]);
+    }
+    let open = status();
+    assert_eq!((names(&open).len(), &open["routes_hidden"], names(&open)[199].as_str()), (200, &50.into(), "r5"));
+    assert_eq!(open["routes"][199]["breaker"], "open");
+}

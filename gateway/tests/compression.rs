@@ -260,6 +260,7 @@ fn every_response_of_a_compressed_uri_varies() {
         match (request.target.as_str(), range) {
             ("/image", _) => Script::ok(&[&[("Content-Type", "image/png")], &stored[..]].concat(), text()),
             ("/short", _) => Script::ok(&[&[html], &stored[..]].concat(), "short"),
+            ("/coded", _) => Script::ok(&[&[html, ("Content-Encoding", "x-own")], &stored[..]].concat(), text()),
             ("/passed", true) => {
                 let of_part = [html, ("Content-Range", "bytes 5-9/78890"), ("Content-Length", "5")];
                 Script::new().head(206, &[&of_part, &unstored[..]].concat()).send(&text()[5..10])
@@ -275,7 +276,7 @@ fn every_response_of_a_compressed_uri_varies() {
         }
     });
     let gateway = Gateway::start(&one_route(origin.address, ROUTE, ""));
-    for target in ["/stored", "/image", "/short"] {
+    for target in ["/stored", "/image", "/short", "/coded"] {
         assert_eq!(gateway.get(target, &[]).status, 200);
     }
     let varies = |method: &str, target: &str, fields: &[(&str, &str)]| {
@@ -293,9 +294,17 @@ fn every_response_of_a_compressed_uri_varies() {
         assert_eq!(varies("GET", "/stored", &[accepted, ("If-None-Match", "\"v1\"")]), (304, true));
         assert_eq!(varies("HEAD", "/stored", &[accepted]), (200, true));
         assert_eq!(varies("HEAD", "/chunked", &[accepted]), (200, true));
-        for target in ["/image", "/short"] {
+        for target in ["/image", "/short", "/coded"] {
             assert_eq!(varies("GET", target, &[accepted]), (200, false), "{target}");
         }
         assert_eq!(varies("GET", "/image", &[accepted, one]), (206, false));
+        // A 304 and parts have the fields of the 200, although they do not tell its type.
+        for target in ["/image", "/short", "/coded"] {
+            assert_eq!(varies("GET", target, &[accepted, ("If-None-Match", "\"v1\"")]), (304, false), "{target}");
+        }
+        assert_eq!(varies("GET", "/image", &[accepted, several]), (206, false));
+        let conditional = [accepted, several, ("If-Range", "\"v1\"")];
+        assert_eq!(varies("GET", "/coded", &conditional), (206, false), "coded by the origin");
+        assert_eq!(varies("GET", "/stored", &conditional), (206, true));
     }
 }

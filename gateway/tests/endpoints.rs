@@ -346,3 +346,71 @@ fn endpoints_and_calls_are_shown_with_latencies_connections_and_results() {
     wait_for(|| gateway.get("/broken", &[]).status >= 500, STEP_TIMEOUT);
     assert!(requests("4xx") >= 1.0 && requests("failed") >= 1.0);
 }
+
+#[test]
+fn bytes_and_retries_are_counted_by_endpoint() {
+    let good = Origin::start(|_| Script::ok(&[], vec![b'x'; 30_000]));
+    let bad = Origin::start(|_| Script::reply(503, &[], ""));
+    let keys = "balance = \"round-robin\"\nretries = 1\nretry_on = [\"503\"]\neject = { after = 0 }";
+    let gateway = Gateway::start(&config(&[good.address, bad.address], keys));
+    let mut client = gateway.connect();
+    for _ in 0..10 {
+        let response = client.request("PUT", "/", &[], &[b'y'; 20_000]);
+        assert_eq!((response.status, response.body.len()), (200, 30_000));
+    }
+    let of = |address, key: &str| endpoint(&gateway, address)[key].as_u64().expect("a number");
+    let retried = bad.count() as u64;
+    assert!((1..=10).contains(&retried), "{retried}");
+    let counts = |address| ["bytes_sent", "bytes_received", "retries"].map(|key| of(address, key));
+    assert_eq!(counts(good.address), [200_000, 300_000, 0]);
+    assert_eq!(counts(bad.address), [retried * 20_000, 0, retried], "the request was sent to it too");
+    let bytes = |direction: &str| {
+        let labels = format!("upstream=\"shop\",direction=\"{direction}\"");
+        gateway.metric(&format!("tidegate_upstream_body_bytes_total{{{labels}}}"))
+    };
+    assert_eq!((bytes("sent"), bytes("received")), ((200_000 + retried * 20_000) as f64, 300_000.0));
+    let retries = gateway.metric("tidegate_upstream_retries_total{upstream=\"shop\",reason=\"status\"}");
+    assert_eq!(retries, retried as f64);
+    // An endpoint without a connection has its request sent to another one.
+    bad.stop();
+    wait_for(|| gateway.get("/", &[]).status == 200 && of(bad.address, "retries") > retried, STEP_TIMEOUT);
+    assert_eq!(of(good.address, "retries"), 0);
+}
+
+#[test]
+fn bytes_of_a_response_that_its_client_leaves_are_those_that_were_read() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| {
+        Script::new().head(200, &[("Content-Length", "9000")]).send([b'x'; 4_000]).wait(&opened).send([b'x'; 5_000])
+    });
+    let gateway = Gateway::start(&config(&[origin.address], ""));
+    let mut client = gateway.connect();
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    origin.wait_for_requests(1);
+    wait_for(|| of_first(&gateway, "in_flight") == 1, STEP_TIMEOUT);
+    assert_eq!(of_first(&gateway, "bytes_received"), 0, "counted at the end of the exchange");
+    drop(client);
+    wait_for(|| of_first(&gateway, "in_flight") == 0, STEP_TIMEOUT);
+    assert!(of_first(&gateway, "bytes_received") <= 4_000);
+    gate.open();
+}
+
+#[test]
+fn bytes_of_a_tunnel_are_counted_when_it_ends() {
+    let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello";
+    let origin = Origin::start(move |_| Script::new().send(switch).close());
+    let gateway = Gateway::start(&config(&[origin.address], ""));
+    let mut client = gateway.connect();
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
+    assert_eq!(client.read_head().status, 101);
+    assert_eq!(client.read_to_end(), b"hello");
+    drop(client);
+    wait_for(|| of_first(&gateway, "in_flight") == 0, STEP_TIMEOUT);
+    assert_eq!(of_first(&gateway, "bytes_received"), 5);
+}
+
+fn of_first(gateway: &Gateway, key: &str) -> u64 {
+    let status: Value = serde_json::from_str(&gateway.admin("/api/v1/status").text()).expect("JSON");
+    status["upstreams"][0]["endpoints"][0][key].as_u64().expect("a number")
+}

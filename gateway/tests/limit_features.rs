@@ -298,3 +298,39 @@ fn headers_setting_controls_exposed_fields() {
         }
     }
 }
+
+#[test]
+fn denied_callers_are_listed_with_their_denials() {
+    let origin = origin();
+    let rules = rule("device", "device", 2, "per_address = 0") + &rule("user", "user", 3, "");
+    let gateway = limited(&origin, "\"device\", \"user\"", "", &format!("{TRUSTING}{rules}"));
+    let listed = || json(&gateway, "GET", "/api/v1/limits").1;
+    assert_eq!((listed()["denials"].as_array().map(Vec::len), &listed()["denials_hidden"]), (Some(0), &0.into()));
+    let mut client = gateway.connect();
+    assert_eq!(passed(&mut client, "/", &[("x-device", "a")], 12), 2);
+    assert_eq!(passed(&mut client, "/", &[("x-device", "b")], 40), 2);
+    // Two devices of one user, whose denials count for the user.
+    for device in ["c", "d"] {
+        passed(&mut client, "/", &[("x-device", device), ("x-user", "ann")], 4);
+    }
+    let rows = |key: &str| -> Vec<serde_json::Value> {
+        listed()["denials"].as_array().expect("a list").iter().map(|row| row[key].clone()).collect()
+    };
+    assert_eq!(rows("denials"), [38, 10, 5, 2], "{}", listed());
+    assert_eq!(rows("rule"), ["device", "device", "user", "device"]);
+    let callers: Vec<_> = rows("callers").iter().map(|callers| callers.as_array().map(Vec::len)).collect();
+    assert_eq!(callers, [Some(1), Some(1), Some(2), Some(1)]);
+    for row in listed()["denials"].as_array().expect("a list") {
+        let [first, last] = ["since_seconds_ago", "seconds_ago"].map(|key| row[key].as_f64().expect("a number"));
+        assert!(last <= first && first < 60.0, "{row}");
+    }
+    // More callers than are listed: those with most denials are.
+    for device in 0..25 {
+        passed(&mut client, "/", &[("x-device", &format!("e{device}"))], 4);
+    }
+    assert_eq!((rows("denials").len(), &rows("denials")[..3]), (20, &[38.into(), 10.into(), 5.into()][..]));
+    assert_eq!(listed()["denials_hidden"], 9);
+    // The same list is on the dashboard.
+    let dashboard = json(&gateway, "GET", "/api/v1/dashboard").1;
+    assert_eq!(dashboard["state"]["limits"]["denials"][0]["denials"], 38, "{}", dashboard["state"]["limits"]);
+}

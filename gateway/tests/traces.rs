@@ -374,3 +374,186 @@ fn queued_spans_are_sent_at_the_end_of_the_process() {
     assert!(gateway.process.wait(STEP_TIMEOUT).is_some_and(|status| status.success()));
     assert_eq!(named(&spans(&collector, 1), "GET /*").len(), 1);
 }
+
+/// Spans of work beside a request or after it, once the collector has one of that name.
+#[track_caller]
+fn spans_with(collector: &Origin, requests: usize, name: &str) -> Vec<Value> {
+    wait_for(|| !named(&spans(collector, requests), name).is_empty(), STEP_TIMEOUT);
+    spans(collector, requests)
+}
+
+/// The only span of that name below `parent`.
+#[track_caller]
+fn below<'s>(spans: &'s [Value], parent: &Value, name: &str) -> &'s Value {
+    let found: Vec<_> =
+        named(spans, name).into_iter().filter(|span| span["parentSpanId"] == parent["spanId"]).collect();
+    let [span] = *found else { panic!("{name} below {parent}: {spans:#?}") };
+    span
+}
+
+#[test]
+fn a_mirrored_request_has_a_span_for_its_copy() {
+    let (origin, mirror, collector) = (origin(), origin(), collector());
+    let tracing = format!("[tracing]\notlp = \"http://{}\"\n", collector.address);
+    let upstreams = format!("[upstreams.other]\nendpoints = [\"http://{}\"]\n", mirror.address);
+    let route = "mirror = { upstream = \"other\" }\ncache = { mode = \"off\" }";
+    let gateway = Gateway::start(&one_route(origin.address, route, &format!("{upstreams}{tracing}")));
+    let parent = format!("00-{TRACE}-{PARENT}-01");
+    assert_eq!(gateway.get("/fail", &[("traceparent", &parent)]).status, 500);
+    let spans = spans_with(&collector, 1, "mirror");
+    assert!(spans.iter().all(|span| span["traceId"] == TRACE), "{spans:#?}");
+    let server = named(&spans, "GET /*")[0];
+    let call = below(&spans, server, "GET");
+    let copy = below(&spans, call, "mirror");
+    assert_eq!(
+        (&copy["kind"], attribute(copy, "url.path"), &copy["status"]),
+        (&1.into(), "/fail".to_owned(), &Value::Object(Default::default()))
+    );
+    let sent = below(&spans, copy, "GET");
+    let facts = ["http.response.status_code", "server.port"].map(|key| attribute(sent, key));
+    assert_eq!((&sent["kind"], facts), (&3.into(), ["500".to_owned(), mirror.address.port().to_string()]));
+    // Each upstream continues the trace below its own call.
+    for (upstream, span) in [(&origin, call), (&mirror, sent)] {
+        let [trace, parent, _] = traceparent(upstream.last().field("traceparent"));
+        assert_eq!((&*trace, parent), (TRACE, span["spanId"].as_str().expect("an id").to_owned()));
+    }
+    // A request that is not sampled has none, and its copy neither.
+    gateway.get("/fail", &[("traceparent", &format!("00-{TRACE}-{PARENT}-00"))]);
+    mirror.wait_for_requests(2);
+    gateway.get("/last", &[("traceparent", &parent)]);
+    wait_for(|| named(&self::spans(&collector, 2), "mirror").len() == 2, STEP_TIMEOUT);
+    let paths: Vec<_> =
+        named(&self::spans(&collector, 2), "mirror").iter().map(|span| attribute(span, "url.path")).collect();
+    assert_eq!(paths, ["/fail", "/last"]);
+}
+
+#[test]
+fn a_background_validation_has_spans_below_the_request_that_began_it() {
+    let origin = Origin::start(|request| match request.number {
+        0 => Script::ok(&[("Cache-Control", "max-age=1, stale-while-revalidate=60"), ("ETag", "\"a\"")], "body"),
+        _ => Script::reply(304, &[("Cache-Control", "max-age=60"), ("ETag", "\"a\"")], ""),
+    });
+    let collector = collector();
+    let gateway = start(&origin, collector.address, "");
+    assert_eq!(gateway.get("/item", &[]).status, 200);
+    wait_for(|| gateway.get("/item", &[]).status == 200 && origin.count() == 2, STEP_TIMEOUT);
+    let spans = spans_with(&collector, 2, "background_validation");
+    let work = named(&spans, "background_validation")[0];
+    let lookup = spans.iter().find(|span| span["spanId"] == work["parentSpanId"]).expect("its parent");
+    assert_eq!((&lookup["name"], &lookup["traceId"]), (&"lookup".into(), &work["traceId"]));
+    let server = spans.iter().find(|span| span["spanId"] == lookup["parentSpanId"]).expect("its request");
+    assert_eq!(
+        (attribute(server, "tidegate.cache"), attribute(work, "tidegate.cache")),
+        ("stale".into(), "revalidated".into())
+    );
+    let call = below(&spans, work, "GET");
+    assert_eq!(attribute(call, "http.response.status_code"), "304");
+    let [trace, parent, _] = traceparent(origin.last().field("traceparent"));
+    assert_eq!((call["traceId"].as_str(), call["spanId"].as_str()), (Some(&*trace), Some(&*parent)));
+    let nanos = |span: &Value, key: &str| span[key].as_str().and_then(|text| text.parse::<u128>().ok()).expect(key);
+    assert!(nanos(work, "endTimeUnixNano") >= nanos(call, "endTimeUnixNano"), "{work} {call}");
+}
+
+#[test]
+fn a_fetch_that_goes_on_without_its_client_has_spans() {
+    let gate = support::Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |_| {
+        Script::new().wait(&opened).head(200, &[("Content-Length", "4"), ("Cache-Control", "max-age=60")]).send("body")
+    });
+    let collector = collector();
+    let gateway = start(&origin, collector.address, "");
+    let mut leading = gateway.connect();
+    leading.send_get("/item", &[]);
+    origin.wait_for_requests(1);
+    let mut joined = gateway.connect();
+    joined.send_get("/item", &[]);
+    wait_for(|| gateway.metric("tidegate_requests_in_flight") == 2.0, STEP_TIMEOUT);
+    drop(leading);
+    wait_for(|| gateway.metric("tidegate_tasks{kind=\"detached_fetch\"}") == 1.0, STEP_TIMEOUT);
+    gate.open();
+    assert_eq!(joined.read_response().status, 200);
+    let spans = spans_with(&collector, 2, "detached_fetch");
+    let work = named(&spans, "detached_fetch")[0];
+    // The call began in the request, which has ended without it.
+    let begun = spans.iter().find(|span| span["spanId"] == work["parentSpanId"]).expect("its parent");
+    assert_eq!((&begun["name"], &begun["traceId"]), (&"upstream".into(), &work["traceId"]));
+    let call = below(&spans, work, "GET");
+    assert_eq!(attribute(call, "http.response.status_code"), "200");
+    assert_eq!(traceparent(origin.last().field("traceparent"))[1], begun["spanId"].as_str().expect("an id"));
+    assert_eq!((origin.count(), attribute(work, "error.type")), (1, "-".to_owned()));
+}
+
+#[test]
+fn the_body_of_a_shared_fetch_has_a_span_that_outlives_its_client() {
+    let gate = support::Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |request| {
+        let head = Script::new().head(200, &[("Content-Length", "8000"), ("Cache-Control", "max-age=60")]);
+        match request.target.as_str() {
+            "/cut" => head.send([b'x'; 4_000]).wait(&opened).close(),
+            _ => head.send([b'x'; 4_000]).wait(&opened).send([b'x'; 4_000]),
+        }
+    });
+    let collector = collector();
+    let gateway = start(&origin, collector.address, "");
+    let mut clients: Vec<_> = ["/item", "/item", "/cut"]
+        .into_iter()
+        .map(|path| {
+            let mut client = gateway.connect();
+            client.send_get(path, &[]);
+            client.read_head();
+            client
+        })
+        .collect();
+    drop(clients.remove(0));
+    // The request of the client that has left is reported before the body has ended.
+    wait_for(|| !named(&spans(&collector, 1), "GET /*").is_empty(), STEP_TIMEOUT);
+    assert!(named(&spans(&collector, 1), "fill").is_empty());
+    gate.open();
+    wait_for(|| named(&spans(&collector, 3), "fill").len() == 2, STEP_TIMEOUT);
+    let spans = spans(&collector, 3);
+    let mut ends: Vec<_> = named(&spans, "fill")
+        .iter()
+        .map(|fill| {
+            let call = spans.iter().find(|span| span["spanId"] == fill["parentSpanId"]).expect("its parent");
+            assert_eq!((&call["name"], &call["kind"]), (&"GET".into(), &3.into()));
+            ["url.path", "http.response.body.size", "error.type"].map(|key| attribute(fill, key))
+        })
+        .collect();
+    ends.sort();
+    assert_eq!(ends, [["/cut", "4000", "aborted"], ["/item", "8000", "-"]]);
+}
+
+#[test]
+fn the_connections_that_an_attempt_tries_have_spans() {
+    let (origin, collector) = (origin(), collector());
+    let closed = free_address();
+    let tracing = format!("[tracing]\notlp = \"http://{}\"\n", collector.address);
+    let upstream = format!(
+        "[upstreams.origin]\nendpoints = [\"http://{closed}\", \"http://{}\"]\nbalance = \"round-robin\"\n",
+        origin.address
+    );
+    let route =
+        "[[routes]]\nname = \"all\"\nmatch = { path = \"/*\" }\nupstream = \"origin\"\ncache = { mode = \"off\" }\n";
+    let gateway = Gateway::start(&format!("[server]\nworkers = 1\n{upstream}{route}{tracing}"));
+    for count in 1..=2 {
+        assert_eq!(gateway.get("/item", &[]).status, 200);
+        spans(&collector, count);
+    }
+    let spans = spans(&collector, 2);
+    let connects = named(&spans, "connect");
+    let [failed, open] = *connects else { panic!("{spans:#?}") };
+    let facts = |span: &Value| {
+        ["network.peer.address", "network.peer.port", "server.port", "network.transport", "error.type"]
+            .map(|key| attribute(span, key))
+    };
+    let port = |address: std::net::SocketAddr| address.port().to_string();
+    assert_eq!(facts(failed), ["127.0.0.1", &port(closed), &port(closed), "tcp", "connect"]);
+    assert_eq!(facts(open), ["127.0.0.1", &port(origin.address), &port(origin.address), "tcp", "-"]);
+    assert_eq!((&failed["status"]["code"], &failed["kind"]), (&2.into(), &1.into()));
+    // Both belong to one call, which was sent once.
+    let call = spans.iter().find(|span| span["spanId"] == failed["parentSpanId"]).expect("the call");
+    assert_eq!((&call["name"], &open["parentSpanId"]), (&"GET".into(), &call["spanId"]));
+    assert_eq!(attribute(call, "server.port"), port(origin.address));
+}

@@ -18,6 +18,7 @@ mod explain;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use config::{LimiterConfig, RULES_MAX};
 pub use decision::RuleSet;
@@ -31,7 +32,7 @@ pub use verdict::{Admission, Denial, Evaluations, LimitStatus, Verdict};
 use crate::clock::MonotonicTime;
 use crate::lease::Lease;
 use crate::quota::Weight;
-use denial_log::DenialLog;
+use denial_log::{DenialLog, DeniedSubject};
 use rule_state::{RuleCounter, RuleState};
 
 /// All rules of a configuration with their counters and overrides, and the log of recent denials.
@@ -49,13 +50,17 @@ pub struct ActiveOverride {
     pub ends_at: MonotonicTime,
 }
 
-/// A denial of a device or a user.
+/// A device or a user that was denied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecentDenial {
+    /// The rule that denied it last.
     pub rule: Arc<str>,
     /// The high bits of the keyed hash of the device; of a user, mixed with a constant.
     pub key: u64,
     pub denial: LastDenial,
+    /// Its denials by all rules, from the first one that is counted.
+    pub count: u32,
+    pub since: MonotonicTime,
 }
 
 impl Limiter {
@@ -137,13 +142,15 @@ impl Limiter {
         })
     }
 
-    /// The latest denials, at most `max`; for operators. Not exact: a denial may be missing where
-    /// many subjects are denied.
-    pub fn latest_denials(&self, max: usize) -> Vec<RecentDenial> {
+    /// The subjects that were denied within `window` before `now`, the latest first and at most a
+    /// few thousand; for operators. Not exact: where many subjects are denied, one may be missing,
+    /// and its count begins again.
+    pub fn denied_within(&self, window: Duration, now: MonotonicTime) -> Vec<RecentDenial> {
         let rule_of = |salt: u64| self.rules.iter().find(|state| state.salt == salt);
-        let latest = self.denial_log.latest(|salt| rule_of(salt).is_some(), max);
-        let denials = latest.into_iter().filter_map(|(key, salt, denial)| {
-            Some(RecentDenial { rule: Arc::clone(&rule_of(salt)?.rule.name), key, denial })
+        let denied = self.denial_log.subjects(|salt, at| now.since(at) <= window && rule_of(salt).is_some());
+        let denials = denied.into_iter().filter_map(|subject| {
+            let DeniedSubject { key, salt, last: denial, count, since } = subject;
+            Some(RecentDenial { rule: Arc::clone(&rule_of(salt)?.rule.name), key, denial, count, since })
         });
         denials.collect()
     }

@@ -40,13 +40,25 @@ pub(super) enum RangeSelection {
 
 /// Parses `Range`, and evaluates `If-Range` against the stored fields. A malformed field selects
 /// the complete object.
+///
+/// Several ranges of an object with a content coding are selected with `If-Range` only. Without it,
+/// their 206 would need the `Content-Encoding` of the object, which would be taken for that of the
+/// multipart body (RFC 9110 section 15.3.7).
 pub(super) fn select(request: &Fields, stored: &Fields, length: u64) -> RangeSelection {
     let mut lines = request.all(KnownField::Range);
-    match (lines.next(), lines.next()) {
+    let selection = match (lines.next(), lines.next()) {
         (Some(line), None) if line.len() <= LINE_BYTES_MAX && is_current(request, stored) => {
             parse_ranges(line, length).unwrap_or(RangeSelection::Whole)
         }
         _ => RangeSelection::Whole,
+    };
+    match &selection {
+        RangeSelection::Ranges(ranges)
+            if ranges.len() > 1 && stored.has(KnownField::ContentEncoding) && !request.has(KnownField::IfRange) =>
+        {
+            RangeSelection::Whole
+        }
+        _ => selection,
     }
 }
 
@@ -126,10 +138,6 @@ pub(super) fn apply(selection: RangeSelection, extent: Extent, body: &Bytes, res
             response.fields.add(KnownField::ContentRange, format!("bytes */{total}"));
             Bytes::new()
         }
-        // The parts of a multipart body are not encoded, whatever the object is.
-        RangeSelection::Ranges(ranges) if ranges.len() > 1 && response.fields.has(KnownField::ContentEncoding) => {
-            return None;
-        }
         RangeSelection::Ranges(ranges) => {
             let pieces: Option<Vec<Bytes>> = ranges.iter().map(|range| extent.slice(body, *range)).collect();
             let pieces = pieces?;
@@ -191,6 +199,8 @@ fn multipart(ranges: &[ByteRange], pieces: &[Bytes], total: u64, response: &mut 
     }
     multipart.put_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
     response.fields.remove(KnownField::ContentType);
+    // The client has the coding of the object from the response that it names in `If-Range`.
+    response.fields.remove(KnownField::ContentEncoding);
     response.fields.add(KnownField::ContentType, format!("multipart/byteranges; boundary={boundary}"));
     multipart.freeze()
 }

@@ -96,7 +96,8 @@ impl CompressConfig {
     /// Whether clients of this URI get its content in different codings: all responses then name
     /// `Accept-Encoding` in `Vary` (RFC 9110 section 12.5.5). A 206 is sent as it is, but the
     /// response to the same request without `Range`, or to one with another `Accept-Encoding`,
-    /// may be compressed. A 304 has no fields of its content any more.
+    /// may be compressed. A 304 has no fields of its content any more: of one that the gateway
+    /// makes, the caller knows them.
     pub(crate) fn is_one_of_several(&self, response: &Response) -> bool {
         match response.status {
             StatusCode::NOT_MODIFIED => true,

@@ -14,6 +14,7 @@ mod suggestion;
 mod node;
 mod units;
 mod value_kind;
+mod constraints;
 mod table_reader;
 mod section;
 mod check;

@@ -18,6 +18,7 @@ pub(super) struct ReadContext<'a> {
     pub(super) own_machine: OwnMachine,
     faults: RefCell<Vec<ConfigFault>>,
     keys: RefCell<Vec<KeySpec>>,
+    tables: RefCell<Vec<TableSpec>>,
     values: RefCell<Vec<EffectiveValue>>,
 }
 
@@ -51,6 +52,17 @@ pub(super) struct KeySpec {
     /// The accepted values as a JSON Schema.
     pub(super) schema: serde_json::Value,
     pub(super) default: KeyDefault,
+    /// The former name, which is still accepted.
+    pub(super) former: Option<&'static str>,
+}
+
+/// A declaration of a reader about a table, for the JSON Schema.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum TableSpec {
+    /// A table that is read where it is absent too: it is required if one of its keys is.
+    AlwaysRead(String),
+    /// A constraint between the keys of a table, as a JSON Schema.
+    Constraint(String, serde_json::Value),
 }
 
 /// Meaning of an absent key.
@@ -58,6 +70,8 @@ pub(super) struct KeySpec {
 pub(super) enum KeyDefault {
     /// A fault.
     Required,
+    /// A fault, unless the table has one of these keys, which exclude this one and each other.
+    RequiredWithout(&'static [&'static str]),
     /// The key is optional and has no default value.
     None,
     Value(String),
@@ -81,6 +95,7 @@ impl<'a> ReadContext<'a> {
             own_machine: OwnMachine::default(),
             faults: RefCell::default(),
             keys: RefCell::default(),
+            tables: RefCell::default(),
             values: RefCell::default(),
         }
     }
@@ -119,6 +134,11 @@ impl<'a> ReadContext<'a> {
         self.keys.borrow_mut().push(spec);
     }
 
+    /// Records the declaration of a reader about a table.
+    pub(super) fn record_table(&self, spec: TableSpec) {
+        self.tables.borrow_mut().push(spec);
+    }
+
     /// Records the value that a key has.
     pub(super) fn record_value(&self, value: EffectiveValue) {
         self.values.borrow_mut().push(value);
@@ -137,6 +157,11 @@ impl<'a> ReadContext<'a> {
 
     pub(super) fn into_faults(self) -> Vec<ConfigFault> {
         self.faults.into_inner()
+    }
+
+    /// All declarations about tables, in their order.
+    pub(super) fn tables(&self) -> Vec<TableSpec> {
+        self.tables.borrow().clone()
     }
 
     /// All declared keys, in the order of declaration.

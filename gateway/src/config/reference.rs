@@ -9,7 +9,7 @@ use super::document::{self, DocumentFormat};
 use super::expand::ExpansionEnvironment;
 #[cfg(test)]
 use super::read_context::KeyDefault;
-use super::read_context::{KeySpec, ReadContext};
+use super::read_context::{KeySpec, ReadContext, TableSpec};
 use super::{section, table_reader};
 
 /// A document with one table of each kind, so that every reader declares its keys.
@@ -670,6 +670,10 @@ pub(crate) fn markdown() -> String {
 fn kind_and_default(spec: &KeySpec) -> (String, String) {
     let default = match &spec.default {
         KeyDefault::Required => "required".to_owned(),
+        KeyDefault::RequiredWithout(others) => {
+            let others: Vec<String> = others.iter().map(|other| format!("`{other}`")).collect();
+            format!("required without {}", others.join(" or "))
+        }
         KeyDefault::None => "none".to_owned(),
         KeyDefault::Value(value) => format!("`{value}`"),
         KeyDefault::Unavailable => "not available yet".to_owned(),
@@ -686,13 +690,22 @@ pub(super) fn documented_keys() -> impl Iterator<Item = (KeySpec, &'static str)>
     })
 }
 
+/// All declarations of readers about tables.
+pub(super) fn declared_tables() -> Vec<TableSpec> {
+    read_skeleton(|context| context.tables())
+}
+
 /// Every key that a reader declares.
 fn declared_keys() -> Vec<KeySpec> {
+    read_skeleton(|context| context.keys())
+}
+
+fn read_skeleton<T>(declared: fn(&ReadContext<'_>) -> T) -> T {
     let root = document::parse(SKELETON, DocumentFormat::Toml).expect("the skeleton is well-formed");
     let environment = ExpansionEnvironment::new(Path::new(""), &|_| None);
     let context = ReadContext::new(SKELETON, environment);
     table_reader::read_document(&context, &root, section::read);
-    context.keys()
+    declared(&context)
 }
 
 #[cfg(test)]

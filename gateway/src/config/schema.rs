@@ -1,11 +1,12 @@
 //! The configuration's JSON Schema, made from the keys that the readers declare.
 //!
-//! Editors use it for completion and hints. `tidegate check` knows more: constraints between keys,
-//! and the syntax of texts.
+//! Editors use it for completion and hints. It refuses nothing that the gateway accepts. `tidegate
+//! check` knows more: references between sections, files, and what needs more than the syntax.
 
 use serde_json::{Map, Value, json};
 
-use super::read_context::KeyDefault;
+use super::constraints;
+use super::read_context::{KeyDefault, TableSpec};
 use super::reference;
 
 /// The schema as a JSON document.
@@ -24,13 +25,77 @@ pub fn schema() -> Value {
                 leaf.insert("default".to_owned(), default);
             }
         }
+        if let Some(former) = spec.former {
+            let (parent, _) = split_last(&spec.key);
+            let mut deprecated = leaf.clone();
+            deprecated["deprecated"] = json!(true);
+            insert(&mut root, &join(parent, former), deprecated, false);
+        }
         insert(&mut root, &spec.key, leaf, spec.default == KeyDefault::Required);
+        let (parent, key) = split_last(&spec.key);
+        if let KeyDefault::RequiredWithout(others) = spec.default {
+            let keys: Vec<&str> = [key].into_iter().chain(others.iter().copied()).collect();
+            constrain(&mut root, parent, constraints::exactly_one(&keys));
+        }
+        if let Some(former) = spec.former {
+            constrain(&mut root, parent, constraints::excludes(former, &[key]));
+        }
+    }
+    for spec in reference::declared_tables() {
+        match spec {
+            TableSpec::AlwaysRead(path) => require_with_its_keys(&mut root, &path),
+            TableSpec::Constraint(path, constraint) => constrain(&mut root, &path, constraint),
+        }
     }
     if let Value::Object(root) = &mut root {
         root.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
         root.insert("title".to_owned(), json!("Configuration of Tidegate"));
     }
     root
+}
+
+fn split_last(path: &str) -> (&str, &str) {
+    path.rsplit_once('.').unwrap_or(("", path))
+}
+
+fn join(parent: &str, key: &str) -> String {
+    if parent.is_empty() { key.to_owned() } else { format!("{parent}.{key}") }
+}
+
+/// Adds a constraint to the table at `path`.
+fn constrain(root: &mut Value, path: &str, constraint: Value) {
+    let Some(table) = table_at(root, path).and_then(Value::as_object_mut) else { return };
+    let all = table.entry("allOf").or_insert_with(|| json!([]));
+    if let Some(all) = all.as_array_mut().filter(|all| !all.contains(&constraint)) {
+        all.push(constraint);
+    }
+}
+
+/// Requires the table at `path` if one of its keys is required.
+fn require_with_its_keys(root: &mut Value, path: &str) {
+    let (parent, key) = split_last(path);
+    if table_at(root, path).is_none_or(|table| table.get("required").is_none()) {
+        return;
+    }
+    let Some(parent) = table_at(root, parent).and_then(Value::as_object_mut) else { return };
+    let required = parent.entry("required").or_insert_with(|| json!([]));
+    if let Some(required) = required.as_array_mut().filter(|required| !required.contains(&json!(key))) {
+        required.push(json!(key));
+    }
+}
+
+/// The table at `path`, such as `routes[].match`; `None` if no key of it is known.
+fn table_at<'a>(root: &'a mut Value, path: &str) -> Option<&'a mut Value> {
+    let mut at = root;
+    for segment in path.split('.').filter(|segment| !segment.is_empty()) {
+        let inner = match segment.strip_suffix("[]") {
+            Some(name) => at.get_mut("properties")?.get_mut(name)?.get_mut("items")?,
+            None if segment == "NAME" => at.get_mut("additionalProperties")?,
+            None => at.get_mut("properties")?.get_mut(segment)?,
+        };
+        at = if inner.get("properties").is_some() { inner } else { inner.get_mut("anyOf")?.get_mut(1)? };
+    }
+    Some(at)
 }
 
 fn table() -> Value {
@@ -113,5 +178,19 @@ mod tests {
         assert_eq!(of("/properties/identity/properties/user/anyOf/0/type"), &json!("string"));
         assert!(of("/properties/identity/properties/user/anyOf/1/properties/jwt").is_object());
         assert_eq!(of("/properties/limits/additionalProperties/required"), &json!(["tier", "rate", "burst"]));
+        assert_eq!(of("/properties/routes/items/required"), &json!(["name", "match"]));
+        assert_eq!(of("/properties/cache/properties/fill_bytes/deprecated"), &json!(true));
+    }
+
+    #[test]
+    fn every_constraint_is_in_its_table() {
+        let (mut schema, mut constraints) = (schema(), 0);
+        for spec in reference::declared_tables() {
+            let TableSpec::Constraint(path, constraint) = spec else { continue };
+            let table = table_at(&mut schema, &path).unwrap_or_else(|| panic!("no table {path}"));
+            assert!(table["allOf"].as_array().is_some_and(|all| all.contains(&constraint)), "{path}: {constraint}");
+            constraints += 1;
+        }
+        assert!(constraints > 50, "{constraints}");
     }
 }

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::node::{DocumentEntry, DocumentNode, DocumentValue};
-use super::read_context::{EffectiveValue, KeyDefault, KeySpec, Located, ReadContext};
+use super::read_context::{EffectiveValue, KeyDefault, KeySpec, Located, ReadContext, TableSpec};
 use super::suggestion::suggest;
 use super::value_kind::{AnyString, InputValue, ValueKind, quoted};
 
@@ -113,17 +113,25 @@ impl<'a> TableReader<'a> {
     pub(super) fn renamed_or<K: ValueKind>(&self, key: &RenamedKey, kind: &K, default: K::Value) -> K::Value {
         let RenamedKey { name, former } = *key;
         self.deprecated.borrow_mut().push(former);
-        let Some(entry) = self.entry(former) else { return self.value_or(name, kind, default) };
+        let Some(entry) = self.entry(former) else {
+            self.declare_renamed(key, kind, &default);
+            if !self.has(name) {
+                let at = DocumentLocation { path: self.path_of(name), span: self.at.span.clone() };
+                self.record_value(&at, kind.format(&default), false);
+            }
+            return self.read(name, kind).map_or(default, |located| located.value);
+        };
         let at = DocumentLocation { path: self.path_of(former), span: entry.key_span.clone() };
         if self.has(name) {
             let message = format!("`{former}` is the former name of `{name}`, which is also set");
             let problem = ConfigProblem::new(FaultCode::Duplicate, message);
             self.context.error(&at, problem.hint(format!("remove `{former}`")));
-            return self.value_or(name, kind, default);
+            self.declare_renamed(key, kind, &default);
+            return self.read(name, kind).map_or(default, |located| located.value);
         }
         let problem = ConfigProblem::new(FaultCode::Deprecated, format!("`{former}` is deprecated"));
         self.context.warning(&at, problem.hint(format!("rename it to `{name}`")));
-        self.declare(name, kind, KeyDefault::Value(kind.format(&default)));
+        self.declare_renamed(key, kind, &default);
         self.read(former, kind).map_or(default, |located| located.value)
     }
 
@@ -157,11 +165,30 @@ impl<'a> TableReader<'a> {
     ) -> Option<Located<K::Value>> {
         self.declare(key, kind, KeyDefault::Required);
         if is_required && self.entry(key).is_none() {
-            let problem = ConfigProblem::new(FaultCode::Missing, format!("`{key}` is missing"));
-            let at = DocumentLocation { path: self.path_of(key), span: self.at.span.clone() };
-            self.context.error(&at, problem.hint(format!("expected {}", kind.describe())));
+            self.report_missing(key, kind);
         }
         self.read(key, kind)
+    }
+
+    /// Reads a value that is required unless the table has one of the keys `others`, which exclude
+    /// it: the reader of `others` reports a table with several of them.
+    pub(super) fn required_without<K: ValueKind>(
+        &self,
+        others: &'static [&'static str],
+        key: &'static str,
+        kind: &K,
+    ) -> Option<Located<K::Value>> {
+        self.declare(key, kind, KeyDefault::RequiredWithout(others));
+        if self.entry(key).is_none() && !others.iter().any(|other| self.has(other)) {
+            self.report_missing(key, kind);
+        }
+        self.read(key, kind)
+    }
+
+    fn report_missing(&self, key: &str, kind: &impl ValueKind) {
+        let problem = ConfigProblem::new(FaultCode::Missing, format!("`{key}` is missing"));
+        let at = DocumentLocation { path: self.path_of(key), span: self.at.span.clone() };
+        self.context.error(&at, problem.hint(format!("expected {}", kind.describe())));
     }
 
     /// Declares a key whose feature is not available yet: only `neutral`, which switches the
@@ -170,7 +197,8 @@ impl<'a> TableReader<'a> {
         let kind = neutral.map_or_else(|| "absent".to_owned(), |value| format!("`{}` or absent", format_value(value)));
         self.declare_name(key);
         let (key_pattern, default) = (self.pattern_of(key), KeyDefault::Unavailable);
-        self.context.record_key(KeySpec { key: key_pattern, kind, schema: serde_json::Value::Bool(false), default });
+        let schema = serde_json::Value::Bool(false);
+        self.context.record_key(KeySpec { key: key_pattern, kind, schema, default, former: None });
         let Some(entry) = self.entry(key) else { return };
         let at = self.location(entry);
         let value = match &entry.node.value {
@@ -235,6 +263,11 @@ impl<'a> TableReader<'a> {
 
     /// Reads the table under `key`, which may be absent.
     pub(super) fn table<R>(&self, key: &'static str, read: impl FnOnce(&TableReader<'_>) -> R) -> R {
+        self.context.record_table(TableSpec::AlwaysRead(self.pattern_of(key)));
+        self.read_table(key, read)
+    }
+
+    fn read_table<R>(&self, key: &'static str, read: impl FnOnce(&TableReader<'_>) -> R) -> R {
         self.declare_name(key);
         let entry = self.entry(key);
         let span = entry.map_or_else(|| self.at.span.clone(), |entry| entry.node.span.clone());
@@ -246,7 +279,7 @@ impl<'a> TableReader<'a> {
     /// As [`Self::table`], for a table whose presence is a setting: the defaults of its keys are no
     /// effective values without it.
     pub(super) fn feature_table<R>(&self, key: &'static str, read: impl FnOnce(&TableReader<'_>) -> R) -> R {
-        let result = self.table(key, read);
+        let result = self.read_table(key, read);
         if !self.has(key) {
             self.context.remove_values_under(&self.path_of(key));
         }
@@ -256,7 +289,7 @@ impl<'a> TableReader<'a> {
     /// Reads the table under `key` if the document has it.
     pub(super) fn optional_table<R>(&self, key: &'static str, read: impl FnOnce(&TableReader<'_>) -> R) -> Option<R> {
         self.declare_name(key);
-        self.entry(key).is_some().then(|| self.table(key, read))
+        self.entry(key).is_some().then(|| self.read_table(key, read))
     }
 
     /// Reads each table of the array under `key`.
@@ -295,7 +328,8 @@ impl<'a> TableReader<'a> {
     pub(super) fn named_values<K: ValueKind>(&self, key: &'static str, kind: &K) -> Vec<(Located<String>, K::Value)> {
         let pattern = format!("{}.NAME", self.pattern_of(key));
         let (kind_text, schema) = (kind.describe(), kind.schema());
-        self.context.record_key(KeySpec { key: pattern, kind: kind_text, schema, default: KeyDefault::None });
+        let default = KeyDefault::None;
+        self.context.record_key(KeySpec { key: pattern, kind: kind_text, schema, default, former: None });
         let values = self.entries_of(key, |name, node| {
             let at = DocumentLocation { path: name.at.path.clone(), span: node.span.clone() };
             let value = self.read_input(kind, &InputValue { node, at: &at, context: self.context })?;
@@ -355,7 +389,22 @@ impl<'a> TableReader<'a> {
     fn declare(&self, key: &'static str, kind: &impl ValueKind, default: KeyDefault) {
         self.declare_name(key);
         let (key, schema) = (self.pattern_of(key), kind.schema());
-        self.context.record_key(KeySpec { key, kind: kind.describe(), schema, default });
+        self.context.record_key(KeySpec { key, kind: kind.describe(), schema, default, former: None });
+    }
+
+    /// Declares a renamed key under its current name.
+    fn declare_renamed<K: ValueKind>(&self, key: &RenamedKey, kind: &K, default: &K::Value) {
+        self.declare_name(key.name);
+        let default = KeyDefault::Value(kind.format(default));
+        let (pattern, former) = (self.pattern_of(key.name), Some(key.former));
+        let spec = KeySpec { key: pattern, kind: kind.describe(), schema: kind.schema(), default, former };
+        self.context.record_key(spec);
+    }
+
+    /// Declares a constraint between the keys of this table, for the JSON Schema. The reader checks
+    /// it by itself, with a message of its own.
+    pub(super) fn constraint(&self, schema: serde_json::Value) {
+        self.context.record_table(TableSpec::Constraint(self.pattern.clone(), schema));
     }
 
     fn declare_name(&self, key: &'static str) {

@@ -58,6 +58,21 @@ pub(super) fn quoted(text: &str) -> String {
     Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
+/// The schema of strings whose expanded text matches all of `pattern`, a regular expression without
+/// look-around; empty: any text. A placeholder is expanded before the text is checked.
+pub(super) fn string_schema(pattern: &str) -> Value {
+    match pattern {
+        "" => json!({ "type": "string" }),
+        pattern => json!({ "type": "string", "pattern": format!("^(?:{pattern})$|\\$\\{{") }),
+    }
+}
+
+/// The pattern of an integer with one of the units; without zeros where the range begins above 0.
+fn quantity_pattern(units: &str, has_zero: bool) -> String {
+    let digits = if has_zero { "[0-9]+" } else { "0*[1-9][0-9]*" };
+    format!("{digits}({units})")
+}
+
 /// Any string.
 pub(super) struct AnyString;
 
@@ -81,6 +96,9 @@ impl ValueKind for AnyString {
 pub(super) struct ParsedString<T> {
     /// With its article: "an address such as 127.0.0.1:8080".
     pub(super) name: &'static str,
+    /// A regular expression that matches every text that `parse` accepts, for the JSON Schema;
+    /// empty: none.
+    pub(super) pattern: &'static str,
     pub(super) parse: fn(&str) -> Result<T, ConfigProblem>,
     pub(super) format: fn(&T) -> String,
 }
@@ -94,6 +112,10 @@ impl<T> ValueKind for ParsedString<T> {
 
     fn format(&self, value: &T) -> String {
         quoted(&(self.format)(value))
+    }
+
+    fn schema(&self) -> Value {
+        string_schema(self.pattern)
     }
 
     fn read(&self, input: &InputValue<'_>) -> Result<T, ConfigProblem> {
@@ -116,6 +138,10 @@ impl ValueKind for DurationRange {
         format!("{:?}", units::format_duration(*value))
     }
 
+    fn schema(&self) -> Value {
+        string_schema(&quantity_pattern("ms|s|m|h", self.0.start().is_zero()))
+    }
+
     fn read(&self, input: &InputValue<'_>) -> Result<Duration, ConfigProblem> {
         if let DocumentValue::Integer(number) = input.node.value {
             return Err(input.wrong_type(self).hint(format!("write \"{number}s\" for seconds")));
@@ -136,6 +162,10 @@ impl ValueKind for SizeRange {
 
     fn format(&self, value: &u64) -> String {
         format!("{:?}", units::format_size(*value))
+    }
+
+    fn schema(&self) -> Value {
+        string_schema(&quantity_pattern("B|KiB|MiB|GiB", *self.0.start() == 0))
     }
 
     fn read(&self, input: &InputValue<'_>) -> Result<u64, ConfigProblem> {

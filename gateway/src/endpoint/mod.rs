@@ -5,6 +5,7 @@
 //! attempt costs no more than a rejected request.
 
 mod address;
+mod traffic;
 mod sync;
 mod state;
 mod ejection;
@@ -30,13 +31,15 @@ pub(crate) use address::{EndpointAddress, EndpointScheme};
 pub(crate) use ejection::EjectionGate;
 pub(crate) use set::{BalanceConfig, EndpointSet, Pick};
 pub(crate) use state::{EjectConfig, EndpointAvailability, OutReason};
+pub(crate) use traffic::TrafficDirection;
 
 use crate::connect::{Connector, UpstreamTls};
 use crate::event::Event;
-use crate::metrics::Label as _;
+use crate::metrics::{Counters, Label as _};
 use latency::LatencyCounts;
 use load::EndpointLoad;
 use state::{EndpointState, FailedCall, StateChange};
+use traffic::EndpointTraffic;
 
 /// How a request selects an endpoint of its upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -104,6 +107,8 @@ pub(crate) struct Endpoint {
     in_flight: AtomicUsize,
     calls: AtomicU64,
     failures: AtomicU64,
+    retries: AtomicU64,
+    traffic: EndpointTraffic,
     state: EndpointState,
     load: EndpointLoad,
     latencies: LatencyCounts,
@@ -142,10 +147,18 @@ impl Endpoint {
             in_flight: AtomicUsize::new(0),
             calls: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            traffic: EndpointTraffic::default(),
             state: EndpointState::default(),
             load,
             latencies: LatencyCounts::default(),
         }
+    }
+
+    /// The endpoint, whose bytes count in `totals` too.
+    pub(crate) fn with_totals(mut self, totals: &Arc<Counters<TrafficDirection>>) -> Self {
+        self.traffic.set_totals(totals);
+        self
     }
 
     /// Whether this is the endpoint that `target` of `origin` stands for.
@@ -211,6 +224,20 @@ impl Endpoint {
         (self.calls.load(Relaxed), self.failures.load(Relaxed))
     }
 
+    /// Bytes of bodies that were sent to the endpoint, and received from it.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.traffic.get(TrafficDirection::Sent), self.traffic.get(TrafficDirection::Received))
+    }
+
+    /// Requests that were sent again because this endpoint has failed them.
+    pub(crate) fn retries(&self) -> u64 {
+        self.retries.load(Relaxed)
+    }
+
+    pub(crate) fn count_retry(&self) {
+        self.retries.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn availability(&self, now: Instant) -> EndpointAvailability {
         self.state.availability(|| millis(now))
     }
@@ -271,16 +298,29 @@ pub(crate) struct InFlightGuard {
     endpoint: Arc<Endpoint>,
     /// The ejections of the endpoint before the request.
     ejections: u32,
+    /// Bytes of the bodies so far, which the end of the request counts.
+    sent: u64,
+    received: u64,
 }
 
 impl InFlightGuard {
     pub(crate) fn new(endpoint: Arc<Endpoint>) -> Self {
         endpoint.in_flight.fetch_add(1, Relaxed);
-        InFlightGuard { ejections: endpoint.state.ejections(), endpoint }
+        InFlightGuard { ejections: endpoint.state.ejections(), endpoint, sent: 0, received: 0 }
     }
 
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
         &self.endpoint
+    }
+
+    /// Sets the bytes of the request's body that were sent so far.
+    pub(crate) fn set_sent(&mut self, bytes: u64) {
+        self.sent = bytes;
+    }
+
+    /// Adds bytes of the response's body.
+    pub(crate) fn add_received(&mut self, bytes: u64) {
+        self.received += bytes;
     }
 
     /// Counts the call, whose response, or failure before it, is known. Returns why the endpoint is
@@ -318,6 +358,8 @@ impl InFlightGuard {
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.endpoint.in_flight.fetch_sub(1, Relaxed);
+        self.endpoint.traffic.add(TrafficDirection::Sent, self.sent);
+        self.endpoint.traffic.add(TrafficDirection::Received, self.received);
     }
 }
 

@@ -2,11 +2,13 @@
 //!
 //! Invariant: an explanation charges no rule.
 
+use std::cmp::Reverse;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use limiter::{Explanation, Limiter, Mode, RecentDenial, Scope};
 use serde_json::{Value, json};
+use smallvec::SmallVec;
 
 use super::config::LimitConfig;
 use super::error::AdminQueryError;
@@ -14,6 +16,12 @@ use super::override_command::{OverrideCommand, mode_name};
 use super::subject::{CLOCK, subject};
 use crate::identify::{CallerDescription, CallerIdentifier};
 use crate::metrics::Label as _;
+
+/// A caller that was denied last before that time is not limited any more, as far as an operator is
+/// concerned.
+const DENIED_WITHIN: Duration = Duration::from_secs(15 * 60);
+/// Denied callers that are listed.
+const DENIED_MAX: usize = 20;
 
 /// Query or command of an operator.
 #[derive(Clone, Debug, PartialEq)]
@@ -108,7 +116,7 @@ impl AdminQuery {
     }
 }
 
-/// Every rule, with the override that is in effect.
+/// Every rule with the override that is in effect, and the denied callers.
 pub(crate) fn list_rules(limiter: &Limiter, config: &LimitConfig) -> Value {
     let now = CLOCK.now();
     let overrides: Vec<_> = limiter.active_overrides(now).collect();
@@ -129,7 +137,8 @@ pub(crate) fn list_rules(limiter: &Limiter, config: &LimitConfig) -> Value {
             })),
         })
     });
-    json!({ "rules": rules.collect::<Vec<_>>() })
+    let (denials, denials_hidden) = denied_callers(limiter);
+    json!({ "rules": rules.collect::<Vec<_>>(), "denials": denials, "denials_hidden": denials_hidden })
 }
 
 fn explain(
@@ -179,28 +188,35 @@ fn explain(
     Ok(json!({ "user_class": user_class, "access": caller.access.as_str(), "rules": rules }))
 }
 
-/// The callers that were denied last, the latest first. The hashes are those of the access log. A
-/// denial of a user is that of a device as well: both have one entry.
-pub(crate) fn latest_denials(limiter: &Limiter, max: usize) -> Vec<Value> {
+/// The callers that were denied in the last fifteen minutes, those with most denials first, and the
+/// number of those that are not shown. The hashes are those of the access log. A denial of a user
+/// is that of a device as well: both have one entry, with the larger count.
+fn denied_callers(limiter: &Limiter) -> (Vec<Value>, usize) {
     let now = CLOCK.now();
-    let mut denials: Vec<(RecentDenial, Vec<String>)> = Vec::new();
-    // Each of `max` entries may be of two keys.
-    for recent in limiter.latest_denials(2 * max) {
-        let key = format!("{:016x}", recent.key);
-        match denials.last_mut() {
-            Some((last, keys)) if last.rule == recent.rule && last.denial == recent.denial => keys.push(key),
-            _ => denials.push((recent, vec![key])),
+    let mut denied: Vec<(RecentDenial, SmallVec<[u64; 2]>)> = Vec::new();
+    for recent in limiter.denied_within(DENIED_WITHIN, now) {
+        match denied.last_mut() {
+            Some((last, keys)) if last.rule == recent.rule && last.denial == recent.denial => {
+                keys.push(recent.key);
+                (last.count, last.since) = (last.count, last.since).max((recent.count, recent.since));
+            }
+            _ => denied.push((recent.clone(), SmallVec::from_slice(&[recent.key]))),
         }
     }
-    let rows = denials.into_iter().take(max).map(|(RecentDenial { rule, denial, .. }, keys)| {
+    denied.sort_by_key(|(recent, _)| Reverse(recent.count));
+    let hidden = denied.len().saturating_sub(DENIED_MAX);
+    denied.truncate(DENIED_MAX);
+    let rows = denied.into_iter().map(|(RecentDenial { rule, denial, count, since, .. }, keys)| {
         json!({
             "rule": &*rule,
-            "callers": keys,
+            "callers": keys.iter().map(|key| format!("{key:016x}")).collect::<Vec<_>>(),
+            "denials": count,
+            "since_seconds_ago": now.since(since).as_secs_f64().round(),
             "seconds_ago": now.since(denial.at).as_secs_f64().round(),
             "retry_after_seconds": denial.retry_after.as_secs_f64().ceil(),
         })
     });
-    rows.collect()
+    (rows.collect(), hidden)
 }
 
 /// One sentence for the operator.

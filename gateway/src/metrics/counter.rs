@@ -15,9 +15,9 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 const STRIPES: usize = 16;
 /// Cells that are allocated at once, 4 KiB for each thread.
 const BLOCK_CELLS: usize = 512;
-/// Blocks of a stripe. Half a million cells: more than a configuration with tens of thousands of
-/// routes needs, before and after a reload together.
-const BLOCKS: usize = 1_024;
+/// Blocks of a stripe. A million cells: those of several thousand routes, before and after a reload
+/// together.
+const BLOCKS: usize = 2_048;
 /// First cell of the last block, which all counters beyond the bound share.
 const OVERFLOW: usize = (BLOCKS - 1) * BLOCK_CELLS;
 
@@ -63,13 +63,13 @@ pub(crate) fn use_stripe(index: usize, workers: usize) {
 }
 
 /// `count` counters with contiguous cells.
-struct CounterGroup {
+pub(super) struct CounterGroup {
     first: usize,
     count: usize,
 }
 
 impl CounterGroup {
-    fn new(count: usize) -> Self {
+    pub(super) fn new(count: usize) -> Self {
         let mut allocator = ALLOCATOR.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(first) = allocator.free.get_mut(&count).and_then(Vec::pop) {
             return CounterGroup { first, count };
@@ -78,14 +78,14 @@ impl CounterGroup {
         let room = BLOCK_CELLS - allocator.next % BLOCK_CELLS;
         let first = if room < count { allocator.next + room } else { allocator.next };
         if first + count > OVERFLOW {
-            tracing::error!("more than half a million counters: the rest share cells and show wrong values");
+            tracing::error!("more than a million counters: the rest share cells and show wrong values");
             return CounterGroup { first: OVERFLOW, count: count.min(BLOCK_CELLS) };
         }
         allocator.next = first + count;
         CounterGroup { first, count }
     }
 
-    fn add(&self, at: usize, count: u64) {
+    pub(super) fn add(&self, at: usize, count: u64) {
         let ThreadStripe { stripe, is_exclusive } = THREAD_STRIPE.get();
         let index = self.first + at;
         let block = stripe[index / BLOCK_CELLS]
@@ -105,7 +105,7 @@ impl CounterGroup {
         CELLS.iter().filter_map(move |stripe| Some(&stripe[index / BLOCK_CELLS].get()?.0[index % BLOCK_CELLS]))
     }
 
-    fn get(&self, at: usize) -> u64 {
+    pub(super) fn get(&self, at: usize) -> u64 {
         self.cells(at).map(|cell| cell.load(Relaxed)).fold(0, u64::wrapping_add)
     }
 }

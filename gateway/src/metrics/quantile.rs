@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// The observations of a histogram by bucket, as pairs of upper bound in seconds and count.
+/// The observations of a histogram by part of a bucket, as pairs of upper bound in seconds and
+/// count.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct DurationCounts(Vec<(f64, u64)>);
 

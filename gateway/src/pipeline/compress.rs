@@ -58,7 +58,7 @@ impl RequestContext<'_> {
     /// route compresses the response.
     pub(super) async fn compress<'b>(&mut self, body: ResponseBody<'b>, config: &CompressConfig) -> ResponseBody<'b> {
         let forms = self.response.forms.take();
-        if config.is_one_of_several(self.response) {
+        if !self.record.has_one_coding && config.is_one_of_several(self.response) {
             compress::mark_variant(&mut self.response.fields);
         }
         if self.response.status == StatusCode::NOT_MODIFIED {
@@ -110,6 +110,14 @@ impl RequestContext<'_> {
                 SKIPPED.inc(CompressionSkip::Busy);
                 body
             }
+        }
+    }
+
+    /// Notes whether all clients get the content of a complete response in the same coding, before
+    /// the response becomes a 304 or a 206, which do not tell its type.
+    pub(super) fn note_coding(&mut self) {
+        if let Some(config) = &self.route().config.compress {
+            self.record.has_one_coding = !config.applies_to(self.response);
         }
     }
 

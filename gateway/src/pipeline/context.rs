@@ -13,15 +13,17 @@ use crate::cache::control::CacheControl;
 use crate::cache::stored::CacheMeta;
 use crate::cache::{CachePolicy, HonourClient};
 use crate::cache::{key, policy};
+use crate::error::ErrorKind;
 use crate::hop;
 use crate::http::fields::KnownField;
 use crate::http::grpc;
 use crate::http::message::{OriginEdits, Request, Response};
 use crate::identify::auth::Authentication;
 use crate::identify::{Caller, OutgoingSpan, RequestId};
+use crate::metrics::Label as _;
 use crate::record::RequestRecord;
 use crate::route::{ForwardPath, Route, TemplateValues};
-use crate::spans::{Phase, RequestSpans};
+use crate::spans::{BackgroundWork, Phase, RequestSpans, TracedWork, WorkEnd, WorkOrigin};
 
 /// Fields by which a client asks for a part of an object. A shared fetch is for the whole object.
 pub(super) const RANGE_FIELDS: [KnownField; 2] = [KnownField::Range, KnownField::IfRange];
@@ -82,6 +84,8 @@ pub(super) struct DetachedRequest {
     request_id: Option<RequestId>,
     pub(super) request: Request,
     stale: Option<shard::CacheHit<CacheMeta>>,
+    /// The spans of the work, in the trace of a sampled request.
+    traced: Option<TracedWork>,
 }
 
 impl DetachedRequest {
@@ -90,6 +94,8 @@ impl DetachedRequest {
         let Some(route) = self.snapshot.routes.at(self.route) else { return };
         let (mut response, mut record) =
             (Response::default(), RequestRecord { request_id: self.request_id, ..RequestRecord::default() });
+        let (spans, report) = self.traced.unzip();
+        record.spans = spans;
         let mut context = RequestContext {
             worker: &self.worker,
             snapshot: &self.snapshot,
@@ -107,6 +113,10 @@ impl DetachedRequest {
             stale: self.stale,
         };
         act(&mut context).await;
+        if let (Some(report), Some(spans)) = (report, record.spans.take()) {
+            let failure = record.failure.map_or("", ErrorKind::as_str);
+            report.end(spans, WorkEnd { upstream: record.upstream, cache: record.cache.as_str(), failure, bytes: 0 });
+        }
     }
 }
 
@@ -231,8 +241,15 @@ impl<'c> RequestContext<'c> {
         self.route.expect("`admit` answers requests without a route")
     }
 
-    /// A copy of the request that can go on without the client.
-    pub(super) fn detached(&self, stale: Option<shard::CacheHit<CacheMeta>>) -> DetachedRequest {
+    /// Begins the spans of work in the trace of the request; `None`: it is not sampled.
+    pub(super) fn begin_work(&self, work: BackgroundWork) -> Option<TracedWork> {
+        let (spans, exporter) = (self.record.spans.as_ref()?, self.snapshot.tracing.as_ref()?);
+        let config = &self.route().config;
+        Some(WorkOrigin::of(spans, exporter).begin(work, self.request, (&config.name, config.path.pattern())))
+    }
+
+    /// A copy of the request that can go on without the client, for `work`.
+    pub(super) fn detached(&self, work: BackgroundWork, stale: Option<shard::CacheHit<CacheMeta>>) -> DetachedRequest {
         DetachedRequest {
             worker: Rc::clone(self.worker),
             snapshot: Arc::clone(self.snapshot),
@@ -242,6 +259,7 @@ impl<'c> RequestContext<'c> {
             request_id: self.record.request_id.clone(),
             request: self.request.clone(),
             stale,
+            traced: self.begin_work(work),
         }
     }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use shard::{CacheHit, CacheKey, Entry, EpochSnapshot, InsertTarget, KeyBuilder, Region};
 
 use super::context::RequestContext;
-use super::fill_task::{FillTask, PendingEntry};
+use super::fill_task::{FillEnd, FillTask, PendingEntry};
 use super::forward::UpstreamBody;
 use super::pieced_body::PiecedBody;
 use super::response_body::ResponseBody;
@@ -27,6 +27,7 @@ use crate::error::{Error, ErrorKind};
 use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Response, StatusCode};
 use crate::record::{CacheDetail, CacheResult};
+use crate::spans::{BackgroundWork, WorkEnd};
 use crate::tasks::{self, TaskKind};
 
 /// One fetch of a cache key: its request directives, and the times and epoch at which it began.
@@ -223,6 +224,9 @@ impl RequestContext<'_> {
                 self.record.detail = CacheDetail::Reason(reason.as_str());
             }
         }
+        if policy::wants_range(self.request) {
+            self.note_coding();
+        }
         match self.apply_conditions(ResponseBody::Bytes(body)) {
             ResponseBody::Bytes(body) => ResponseBody::Bytes(policy::apply_range(self.request, body, self.response)),
             other => other,
@@ -358,12 +362,21 @@ impl RequestContext<'_> {
             _ => None,
         };
         let (worker, snapshot) = (Rc::clone(self.worker), Arc::clone(self.snapshot));
+        let traced = self.begin_work(BackgroundWork::Fill);
         let mut running = Box::pin(FillTask { entry, producer, source, length, worker, snapshot }.run());
         // Most small bodies arrive with their head: this one poll then ends the task, and none is
         // spawned.
         let waker = Waker::noop();
         if running.as_mut().poll(&mut Context::from_waker(waker)).is_pending() {
-            tasks::spawn(TaskKind::Fill, running);
+            match traced {
+                None => tasks::spawn(TaskKind::Fill, async move {
+                    running.await;
+                }),
+                Some((spans, report)) => tasks::spawn(TaskKind::Fill, async move {
+                    let FillEnd { bytes, failure } = running.await;
+                    report.end(spans, WorkEnd { bytes, failure, ..WorkEnd::default() });
+                }),
+            }
         }
         let mut body = self.body_from_fill(reader);
         // The only reader is never behind another one.

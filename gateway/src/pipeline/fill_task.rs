@@ -45,9 +45,16 @@ pub(super) struct FillTask {
     pub(super) snapshot: Arc<Snapshot>,
 }
 
+/// The end of a fill, for its span.
+pub(super) struct FillEnd {
+    pub(super) bytes: u64,
+    /// Empty: the body is complete.
+    pub(super) failure: &'static str,
+}
+
 impl FillTask {
     /// Stores the body once it is complete. Ends early when no reader is left.
-    pub(super) async fn run(self) {
+    pub(super) async fn run(self) -> FillEnd {
         let FillTask { mut entry, mut producer, mut source, length, worker, snapshot } = self;
         // The body belongs to the cache, not to the connection of its first reader.
         source.set_read_size(ReadSize::Normal);
@@ -65,10 +72,12 @@ impl FillTask {
                 }
             });
             match filled.await {
-                None => return,
+                None => return FillEnd { bytes: producer.length(), failure: "abandoned" },
                 Some(Err(error)) => {
                     tracing::debug!(%error, "the body of a shared fetch failed");
-                    return producer.abort(error);
+                    let bytes = producer.length();
+                    producer.abort(error);
+                    return FillEnd { bytes, failure: "aborted" };
                 }
                 Some(Ok(())) => {}
             }
@@ -95,7 +104,9 @@ impl FillTask {
         if entry.is_some() {
             store(entry, producer.body_with(&[]), (&worker, &snapshot));
         }
+        let bytes = producer.length();
         producer.complete(source.all_trailers());
+        FillEnd { bytes, failure: "" }
     }
 }
 

@@ -31,7 +31,7 @@ use crate::http::tls_fault::TlsFault;
 use crate::metrics::{self, Counters, Label as _};
 use crate::record::RequestRecord;
 use crate::route::Route;
-use crate::spans::{AttemptLog, AttemptSpan, Phase};
+use crate::spans::{AttemptLog, BackgroundWork, Phase};
 use crate::upstream::{
     AttemptError, CallInProgress, CallRepeats, CallResult, KeptConnections, OutgoingRequest, Tunnel, Upstream,
     UpstreamExchange, UpstreamResponse, UpstreamResult,
@@ -93,7 +93,7 @@ impl RequestContext<'_> {
         };
         let called = call.run(request, body).await;
         if let Some(attempts) = attempts {
-            self.add_attempts(attempts.into_attempts());
+            self.end_traced_call(*attempts);
         }
         let mut body = called?;
         body.accepts_trailers = accepts_trailers;
@@ -120,14 +120,14 @@ impl RequestContext<'_> {
 
     /// A log of the attempts of a call of a sampled request.
     fn attempt_log(&self) -> Option<Box<AttemptLog>> {
-        self.record.spans.as_ref().map(|_| Box::default())
+        let (spans, exporter) = (self.record.spans.as_ref()?, self.snapshot.tracing.as_ref()?);
+        Some(Box::new(AttemptLog::new(spans, exporter)))
     }
 
     #[cold]
-    fn add_attempts(&mut self, attempts: Vec<AttemptSpan>) {
+    fn end_traced_call(&mut self, attempts: AttemptLog) {
         if let Some(spans) = &mut self.record.spans {
-            spans.add_attempts(attempts);
-            spans.leave();
+            spans.end_call(attempts);
         }
     }
 
@@ -140,7 +140,7 @@ impl RequestContext<'_> {
     pub(super) fn end_call(&mut self, ended: CallEnd) -> Result<UpstreamBody<'static>, Error> {
         let CallEnd { response, result, upstream, times, blame, requests_sent, retries, is_hedged, attempts } = ended;
         if let Some(attempts) = attempts {
-            self.add_attempts(attempts.into_attempts());
+            self.end_traced_call(*attempts);
         }
         *self.response = response;
         (self.record.upstream, self.record.blame) = (upstream, blame);
@@ -245,7 +245,14 @@ impl UpstreamCall<'_> {
         let UpstreamCall { route, worker, client, weight, kept, deadline, attempts, response, record } = self;
         let body = match &route.mirror {
             None => body,
-            Some(mirror) => Box::pin(mirror::send_copy(mirror, (request, client), body)).await?,
+            Some(mirror) => {
+                let traced = || {
+                    let origin = &attempts?.origin;
+                    let route = (&*route.config.name, route.config.path.pattern());
+                    Some(origin.begin(BackgroundWork::Mirror, request, route))
+                };
+                Box::pin(mirror::send_copy(mirror, (request, client, &traced), body)).await?
+            }
         };
         let target = route.target(request);
         let mut now = Instant::now();

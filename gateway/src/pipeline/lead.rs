@@ -16,6 +16,7 @@ use crate::cache::stored::CachedObject;
 use crate::error::Error;
 use crate::http::message::Request;
 use crate::http::request_body::RequestBody;
+use crate::spans::{BackgroundWork, Phase};
 use crate::tasks::{self, TaskKind};
 use crate::upstream::KeptConnections;
 
@@ -52,7 +53,7 @@ impl RequestContext<'_> {
 
     /// Moves a fetch to a task, which owns what the fetch uses.
     fn detach(&self, led: LedFetch, call: DetachableCall) {
-        let mut detached = self.detached(self.stale.clone());
+        let mut detached = self.detached(BackgroundWork::Fetch, self.stale.clone());
         // The client's own demands do not apply to the shared copy.
         CONDITIONS.into_iter().chain(RANGE_FIELDS).for_each(|known| detached.request.fields.remove(known));
         tasks::spawn(TaskKind::DetachedFetch, async move {
@@ -63,6 +64,8 @@ impl RequestContext<'_> {
     /// Leads a fetch to the head of its response, as long as a request waits for it. The body
     /// belongs to its readers.
     async fn lead_alone(&mut self, mut led: LedFetch, mut call: DetachableCall) {
+        // The call goes on.
+        self.enter(Phase::Upstream);
         loop {
             let ended =
                 poll_fn(
@@ -74,7 +77,10 @@ impl RequestContext<'_> {
             self.update_now();
             let source = self.end_call(ended);
             match self.conclude(led, source) {
-                ControlFlow::Break(_own_body_or_error) => return,
+                ControlFlow::Break(ended) => {
+                    self.record.failure = ended.err().map(|error| error.kind());
+                    return;
+                }
                 ControlFlow::Continue(again) => led = again,
             }
             call = self.begin_call(self.whole_request(&led), kept_for(&led.leader));

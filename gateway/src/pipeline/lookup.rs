@@ -20,7 +20,7 @@ use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::record::{CacheDetail, CacheResult, ForwardReason};
 use crate::respond;
-use crate::spans::Phase;
+use crate::spans::{BackgroundWork, Phase};
 use crate::tasks::{self, TaskKind, TaskWait};
 
 /// How often a request looks up again after a shared fetch had no response for it. After that it
@@ -296,8 +296,12 @@ impl RequestContext<'_> {
         }
         respond::write_age(freshness.age, &mut self.response.fields);
         if policy::is_not_modified(&self.request.fields, object) && self.response.status == StatusCode::OK {
+            self.note_coding();
             not_modified(self.response);
             return ResponseBody::EMPTY;
+        }
+        if policy::wants_range(self.request) {
+            self.note_coding();
         }
         ResponseBody::Bytes(policy::apply_range(self.request, hit.body().clone(), self.response))
     }
@@ -318,6 +322,7 @@ impl RequestContext<'_> {
         if !policy::is_not_modified(&self.request.fields, &object) {
             return body;
         }
+        self.note_coding();
         not_modified(self.response);
         if let ResponseBody::Fill(body) = body {
             // The condition was this client's, the object is for all.
@@ -390,7 +395,7 @@ impl RequestContext<'_> {
         if self.worker.view.lookup_local_at(key, now).is_some_and(|stored| stored.age(now) < hit.age(now)) {
             return lead.end(FetchEnd::LookUpAgain);
         }
-        let (mut detached, key) = (self.detached(Some(hit.clone())), key.to_owned());
+        let (mut detached, key) = (self.detached(BackgroundWork::Validation, Some(hit.clone())), key.to_owned());
         let request = &mut detached.request;
         // The client's own demands do not apply to the shared copy.
         request.fields.remove(KnownField::CacheControl);
@@ -404,7 +409,10 @@ impl RequestContext<'_> {
                     // A body that is not stored has no use.
                     Ok(ResponseBody::Fill(body)) => body.leave_to_store(),
                     Ok(_) => {}
-                    Err(error) => tracing::debug!(%error, "background validation failed"),
+                    Err(error) => {
+                        context.record.failure = Some(error.kind());
+                        tracing::debug!(%error, "background validation failed");
+                    }
                 }
             };
             detached.run(validate).await;

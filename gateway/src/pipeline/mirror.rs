@@ -16,7 +16,10 @@ use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Request};
 use crate::http::request_body::{RequestBody, StartedBody};
+use crate::identify::{self, OutgoingSpan};
+use crate::metrics::Label as _;
 use crate::route::{Mirror, MirrorResult};
+use crate::spans::{AttemptLog, Phase, TracedWork, WorkEnd};
 use crate::tasks::{self, TaskKind};
 use crate::upstream::{KeptConnections, OutgoingRequest, REPLAY_BYTES_MAX, Upstream};
 
@@ -49,13 +52,14 @@ impl Drop for MirrorSlot {
 }
 
 /// Sends a copy of a request to the mirror, if it takes this one. Returns the body for the request
-/// itself. A body is read before, up to the bound of what is kept of bodies.
+/// itself. A body is read before, up to the bound of what is kept of bodies. `traced` begins the
+/// spans of the copy of a sampled request.
 ///
 /// # Errors
 /// The client has failed to send its body.
 pub(super) async fn send_copy<'b>(
     mirror: &Mirror,
-    (request, client): (&Request, IpAddr),
+    (request, client, traced): (&Request, IpAddr, &dyn Fn() -> Option<TracedWork>),
     body: RequestBody<'b>,
 ) -> Result<RequestBody<'b>, Error> {
     if request.upgrade.is_some() || !mirror.takes_next() {
@@ -77,12 +81,26 @@ pub(super) async fn send_copy<'b>(
     };
     let (mut request, upstream, results) = (request.clone(), Arc::clone(&mirror.upstream), Arc::clone(&mirror.results));
     request.is_canary = false;
+    let mut traced = traced();
+    if let Some((spans, _)) = &mut traced {
+        spans.enter(Phase::Upstream);
+        identify::write_trace(spans.trace(), OutgoingSpan::Span(spans.current()), &mut request.fields);
+    }
     tasks::spawn(TaskKind::Mirror, async move {
         let _slot = slot;
         let copied = RequestBody::Started(Box::new(StartedBody::new(copied, RequestBody::Empty)));
         let body = if request.length == BodyLength::Empty { RequestBody::Empty } else { copied };
-        let responded = timeout(TIME_MAX, exchange(&upstream, (&request, client), body)).await.unwrap_or(false);
-        results.inc(if responded { MirrorResult::Responded } else { MirrorResult::Failed });
+        let log = traced.as_ref().map(|(spans, report)| AttemptLog::new(spans, report.exporter()));
+        let mut bytes = 0;
+        let copy = MirrorCopy { upstream: &upstream, request: &request, client, attempts: log.as_ref() };
+        let responded = timeout(TIME_MAX, copy.exchange(body, &mut bytes)).await.unwrap_or(false);
+        let result = if responded { MirrorResult::Responded } else { MirrorResult::Failed };
+        results.inc(result);
+        if let (Some((mut spans, report)), Some(log)) = (traced, log) {
+            spans.end_call(log);
+            let failure = if responded { "" } else { result.as_str() };
+            report.end(spans, WorkEnd { failure, bytes, ..WorkEnd::default() });
+        }
     });
     Ok(body)
 }
@@ -115,36 +133,52 @@ fn client_error(error: BodyError) -> Error {
     UpstreamConnectionError::Client(error).into()
 }
 
-/// Sends one copy, and reads its response to the end. Returns whether there was one.
-async fn exchange(upstream: &Upstream, (request, client): (&Request, IpAddr), body: RequestBody<'_>) -> bool {
-    let slot = match upstream.limit().map(|limit| limit.try_acquire(std::time::Instant::now())) {
-        Some(None) => return false,
-        Some(slot) => slot,
-        None => None,
-    };
-    let now = Instant::now();
-    let ExchangeTimeouts { head, idle, .. } = upstream.config().timeouts();
-    let outgoing = OutgoingRequest {
-        request,
-        kept: KeptConnections::Use,
-        client,
-        timeouts: ExchangeTimeouts { head, idle, total: Some(TIME_MAX) },
-        now,
-        total_at: Some(now + TIME_MAX),
-        hedges: false,
-        on_sent: &|| {},
-        attempts: None,
-    };
-    let call = upstream.call(&outgoing, body).await;
-    let Ok(mut exchange) = call.result.map(|answered| answered.exchange) else { return false };
-    if let Some(slot) = slot {
-        slot.succeed(std::time::Instant::now());
-    }
-    loop {
-        match poll_fn(|cx| exchange.poll_fill(cx)).await {
-            Ok(()) if exchange.data().is_empty() => return true,
-            Ok(()) => exchange.consume(exchange.data().len()),
-            Err(_) => return false,
+/// A copy of a request for a mirror.
+struct MirrorCopy<'m> {
+    upstream: &'m Upstream,
+    request: &'m Request,
+    /// The address of the client.
+    client: IpAddr,
+    attempts: Option<&'m AttemptLog>,
+}
+
+impl MirrorCopy<'_> {
+    /// Sends the copy, and reads its response to the end. Returns whether there was one; `bytes`
+    /// gets the size of its body.
+    async fn exchange(self, body: RequestBody<'_>, bytes: &mut u64) -> bool {
+        let MirrorCopy { upstream, request, client, attempts } = self;
+        let slot = match upstream.limit().map(|limit| limit.try_acquire(std::time::Instant::now())) {
+            Some(None) => return false,
+            Some(slot) => slot,
+            None => None,
+        };
+        let now = Instant::now();
+        let ExchangeTimeouts { head, idle, .. } = upstream.config().timeouts();
+        let outgoing = OutgoingRequest {
+            request,
+            kept: KeptConnections::Use,
+            client,
+            timeouts: ExchangeTimeouts { head, idle, total: Some(TIME_MAX) },
+            now,
+            total_at: Some(now + TIME_MAX),
+            hedges: false,
+            on_sent: &|| {},
+            attempts,
+        };
+        let call = upstream.call(&outgoing, body).await;
+        let Ok(mut exchange) = call.result.map(|answered| answered.exchange) else { return false };
+        if let Some(slot) = slot {
+            slot.succeed(std::time::Instant::now());
+        }
+        loop {
+            match poll_fn(|cx| exchange.poll_fill(cx)).await {
+                Ok(()) if exchange.data().is_empty() => return true,
+                Ok(()) => {
+                    *bytes += exchange.data().len() as u64;
+                    exchange.consume(exchange.data().len());
+                }
+                Err(_) => return false,
+            }
         }
     }
 }

@@ -31,6 +31,8 @@ impl RequestContext<'_> {
         self.response.fields.copy_from(&object.fields);
         let freshness = object.freshness_at(hit, self.now, self.cache_policy());
         respond::write_age(freshness.age, &mut self.response.fields);
+        self.response.length = BodyLength::Known(extent.total);
+        self.note_coding();
         let body = policy::apply_range_to_partial(self.request, *extent, hit.body(), self.response)?;
         self.record.freshness = Some(freshness);
         Some(ResponseBody::Bytes(body))

@@ -19,7 +19,7 @@ use crate::metrics::{self, Counter, Counters, Histograms, Label};
 use crate::peer::ConnectionPeer;
 use crate::pipeline::{self, ExchangeBuffers, Snapshot};
 use crate::record::{CacheResult, RequestRecord};
-use crate::spans::{FinishedRequest, RequestSpans};
+use crate::spans::{FinishedRequest, RequestSpans, bounded};
 
 impl Label for RequestRefusal {
     const NAME: &'static str = "reason";
@@ -194,15 +194,11 @@ pub(super) struct CompletedExchange<'a> {
     pub(super) duration: Duration,
 }
 
-/// Most bytes of a text of a client in a span.
-const SPAN_TEXT_MAX: usize = 512;
-
 impl CompletedExchange<'_> {
     /// The facts of the request for its spans.
     #[cold]
     fn finished(&self, spans: &RequestSpans) -> FinishedRequest {
         let ExchangeBuffers { request, response, record, .. } = self.buffers;
-        let bounded = |text: &str| text[..text.floor_char_boundary(SPAN_TEXT_MAX)].to_owned();
         let route = record.route.and_then(|route| self.snapshot.routes.at(route));
         let limit = match &record.verdict {
             Verdict::Allowed(_) => "",

@@ -277,6 +277,7 @@ impl Connection {
                     drain.poll_stage(cx, DrainStage::Expired)
                 })
                 .await;
+                tunnel.in_flight.add_received(bytes);
                 let duration = handled_in + began.elapsed();
                 if context.is_expired() {
                     count_abort(AbortReason::DrainTimeout);

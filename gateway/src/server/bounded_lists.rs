@@ -1,13 +1,17 @@
-//! The upstreams and breakers that views show: a bounded number of rows, and how many there are
-//! besides them.
+//! The routes, upstreams and breakers that views show: a bounded number of rows, and how many there
+//! are besides them.
 
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 use super::breakers::{self, BREAKERS_MAX};
+use crate::breaker::BreakerState;
 use crate::pipeline::Snapshot;
+use crate::route::Route;
 
+/// Routes that are shown: a page of more is not read, and is sent every second.
+pub(super) const ROUTES_MAX: usize = 200;
 /// Upstreams that are shown.
 const UPSTREAMS_MAX: usize = 200;
 /// Endpoints of each upstream that are shown.
@@ -18,14 +22,40 @@ const ALL_ENDPOINTS_MAX: usize = 4_000;
 /// The breakers that are shown, those that reject calls first, and the number of those that are
 /// not.
 pub(super) fn breakers(snapshot: &Snapshot) -> (Vec<Value>, usize) {
-    let mut breakers = breakers::list(snapshot);
-    let hidden = breakers.len().saturating_sub(BREAKERS_MAX);
-    if hidden > 0 {
-        breakers.sort_by_cached_key(|breaker| !breaker.is_rejecting());
-        breakers.truncate(BREAKERS_MAX);
-    }
+    let (breakers, hidden) = first_of(breakers::list(snapshot), BREAKERS_MAX, |breaker| !breaker.is_rejecting());
     let now = Instant::now();
     (breakers.into_iter().map(|breaker| breaker.to_json(now)).collect(), hidden)
+}
+
+/// The routes that are shown, those whose breaker is not closed first, and the number of those that
+/// are not.
+pub(super) fn routes(snapshot: &Snapshot) -> (Vec<Value>, usize) {
+    let is_closed =
+        |route: &&Route| route.target.as_ref().is_none_or(|target| target.breaker.state() == BreakerState::Closed);
+    let (mut routes, hidden) = first_of(snapshot.routes.iter().collect(), ROUTES_MAX, is_closed);
+    routes.sort_by_key(|route| route.index);
+    (routes.into_iter().map(route_row).collect(), hidden)
+}
+
+/// At most `max` of `rows`, those that come last only if there is room, and the number of the rest.
+fn first_of<T>(mut rows: Vec<T>, max: usize, comes_last: impl Fn(&T) -> bool) -> (Vec<T>, usize) {
+    let hidden = rows.len().saturating_sub(max);
+    if hidden > 0 {
+        rows.sort_by_cached_key(comes_last);
+        rows.truncate(max);
+    }
+    (rows, hidden)
+}
+
+/// The name of a route, of its upstreams and the state of its breaker.
+pub(super) fn route_row(route: &Route) -> Value {
+    json!({
+        "name": &*route.config.name,
+        "upstream": route.target.as_ref().map(|target| &*target.upstream.config().name),
+        "canary": route.canary.as_ref().map(|target| &*target.upstream.config().name),
+        "mirror": route.mirror.as_ref().map(|mirror| &*mirror.upstream.config().name),
+        "breaker": route.target.as_ref().map(|target| target.breaker.state().as_str()),
+    })
 }
 
 /// The upstreams that are shown, those with an endpoint out of use first, and the number of those
@@ -35,14 +65,10 @@ pub(super) fn upstreams(snapshot: &Snapshot) -> (Vec<Value>, usize) {
     bound_upstreams(upstreams, ALL_ENDPOINTS_MAX)
 }
 
-fn bound_upstreams(mut upstreams: Vec<Value>, mut endpoints_left: usize) -> (Vec<Value>, usize) {
+fn bound_upstreams(upstreams: Vec<Value>, mut endpoints_left: usize) -> (Vec<Value>, usize) {
     let is_in_use = |endpoint: &Value| endpoint["reason"].is_null();
-    let hidden = upstreams.len().saturating_sub(UPSTREAMS_MAX);
-    if hidden > 0 {
-        let is_intact = |upstream: &Value| upstream["endpoints"].as_array().is_none_or(|all| all.iter().all(is_in_use));
-        upstreams.sort_by_cached_key(is_intact);
-        upstreams.truncate(UPSTREAMS_MAX);
-    }
+    let is_intact = |upstream: &Value| upstream["endpoints"].as_array().is_none_or(|all| all.iter().all(is_in_use));
+    let (mut upstreams, hidden) = first_of(upstreams, UPSTREAMS_MAX, is_intact);
     // Those out of use of all upstreams come before those in use of any.
     let mut shown = vec![0; upstreams.len()];
     for counts in [|endpoint: &Value| !endpoint["reason"].is_null(), |_: &Value| true] {

@@ -530,20 +530,7 @@ async fn purge(shared: Arc<SharedState>, order: PurgeOrder) -> Result<PurgeOutco
 
 fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
     let snapshot = shared.snapshot.load();
-    let routes: Vec<_> = snapshot
-        .routes
-        .iter()
-        .map(|route| {
-            let target = route.target.as_ref();
-            json!({
-                "name": &*route.config.name,
-                "upstream": target.map(|target| &*target.upstream.config().name),
-                "canary": route.canary.as_ref().map(|target| &*target.upstream.config().name),
-                "mirror": route.mirror.as_ref().map(|mirror| &*mirror.upstream.config().name),
-                "breaker": target.map(|target| target.breaker.state().as_str()),
-            })
-        })
-        .collect();
+    let (routes, routes_hidden) = bounded_lists::routes(&snapshot);
     let (upstreams, upstreams_hidden) = bounded_lists::upstreams(&snapshot);
     let (breakers, breakers_hidden) = bounded_lists::breakers(&snapshot);
     let shards: Vec<_> = shared
@@ -571,6 +558,7 @@ fn status(shared: &SharedState, draining: bool) -> serde_json::Value {
         "upstreams": upstreams,
         "upstreams_hidden": upstreams_hidden,
         "routes": routes,
+        "routes_hidden": routes_hidden,
         "breakers": breakers,
         "breakers_hidden": breakers_hidden,
         "shards": shards,

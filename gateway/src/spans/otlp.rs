@@ -5,7 +5,10 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::{AttemptSpan, FinishedRequest, Phase, PhaseSpan, RequestSpans, child_id};
+use super::{
+    ATTEMPTS_MAX, AttemptSpan, BackgroundWork, ConnectSpan, FinishedRequest, Phase, PhaseSpan, RequestSpans, TEXT_MAX,
+    child_id,
+};
 use crate::http::message::{Method, StatusCode};
 use crate::metrics::Label as _;
 
@@ -14,9 +17,6 @@ const SERVER: u8 = 2;
 const CLIENT: u8 = 3;
 /// `STATUS_CODE_ERROR`.
 const ERROR: u8 = 2;
-
-/// Most bytes of a value that a client chooses.
-const TEXT_MAX: usize = 512;
 
 /// The resource of all spans: this gateway.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,15 +42,18 @@ pub(super) fn encode(resource: &Resource, batch: &[FinishedRequest]) -> Value {
 fn spans_of(request: &FinishedRequest) -> Vec<Value> {
     let spans = &*request.spans;
     let ended = spans.began + request.duration;
-    let mut all = vec![server_span(request, ended)];
+    let mut all = vec![match spans.work {
+        None => server_span(request, ended),
+        Some(work) => work_span(request, (work, ended)),
+    }];
     for phase in &spans.phases {
         // A phase that is open when the request ends has ended with it.
         let phase_ended = phase.ended.unwrap_or(ended).max(phase.began);
         all.push(phase_span(request, phase, phase_ended));
-        if phase.attempts.len() > 1 {
-            let sent = phase.attempts.iter().enumerate();
-            all.extend(sent.map(|(index, attempt)| attempt_span(request, (phase, index), attempt)));
-        }
+        let attempts = phase.attempts_below().iter().enumerate();
+        all.extend(attempts.map(|(index, attempt)| attempt_span(request, (phase, index), attempt)));
+        let connects = phase.connects_below().iter().enumerate();
+        all.extend(connects.map(|(index, connect)| connect_span(spans, (phase, index), connect)));
     }
     all
 }
@@ -89,8 +92,43 @@ fn server_span(request: &FinishedRequest, ended: Instant) -> Value {
         ("tidegate.limit", text(&request.limit)),
         ("tidegate.request_id", text(&request.request_id)),
     ]);
-    let id = (spans.id, spans.trace.parent);
+    let id = (spans.id, spans.parent);
     span(spans, id, (&name, SERVER), (spans.began, ended), Outcome { attributes, is_failed })
+}
+
+/// The span of work beside a request or after it.
+fn work_span(request: &FinishedRequest, (work, ended): (BackgroundWork, Instant)) -> Value {
+    let spans = &*request.spans;
+    let (method, original) = method(&request.method);
+    let attributes = attributes([
+        ("http.request.method", text(method)),
+        ("http.request.method_original", text(original)),
+        ("url.path", text(request.target.split('?').next().unwrap_or_default())),
+        ("http.route", text(&request.route_path)),
+        ("http.response.body.size", positive(request.bytes)),
+        ("error.type", text(request.failure)),
+        ("tidegate.route", text(&request.route)),
+        ("tidegate.cache", text(request.cache)),
+        ("tidegate.failure", text(request.failure)),
+    ]);
+    let outcome = Outcome { attributes, is_failed: !request.failure.is_empty() };
+    span(spans, (spans.id, spans.parent), (work.as_str(), INTERNAL), (spans.began, ended), outcome)
+}
+
+/// The span of a connection that a call has tried.
+fn connect_span(spans: &RequestSpans, (phase, index): (&PhaseSpan, usize), connect: &ConnectSpan) -> Value {
+    let (address, port) = split_authority(&connect.endpoint);
+    let attributes = attributes([
+        ("server.address", text(address)),
+        ("server.port", port.map_or(Value::Null, int)),
+        ("network.peer.address", text(&connect.address.ip().to_string())),
+        ("network.peer.port", int(connect.address.port())),
+        ("network.transport", text("tcp")),
+        ("error.type", text(connect.failure)),
+    ]);
+    let outcome = Outcome { attributes, is_failed: !connect.failure.is_empty() };
+    let id = (child_id(phase.id, ATTEMPTS_MAX + index), phase.id);
+    span(spans, id, ("connect", INTERNAL), (connect.began, connect.ended), outcome)
 }
 
 fn phase_span(request: &FinishedRequest, phase: &PhaseSpan, ended: Instant) -> Value {

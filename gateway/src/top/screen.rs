@@ -107,8 +107,22 @@ fn route_cells(route: &Value) -> Vec<String> {
     cells
 }
 
-const ENDPOINT_TITLES: [&str; 11] =
-    ["ENDPOINT", "UPSTREAM", "CALLS/S", "FAILED/S", "IN FLIGHT", "P50", "P99", "H1", "H2", "BACK IN", "STATE"];
+const ENDPOINT_TITLES: [&str; 14] = [
+    "ENDPOINT",
+    "UPSTREAM",
+    "CALLS/S",
+    "FAILED/S",
+    "RETRIED",
+    "SENT/S",
+    "RECEIVED/S",
+    "IN FLIGHT",
+    "P50",
+    "P99",
+    "H1",
+    "H2",
+    "BACK IN",
+    "STATE",
+];
 
 fn endpoint_cells(upstream: &Value, endpoint: &Value) -> Vec<String> {
     let connections = &endpoint["connections"];
@@ -119,7 +133,9 @@ fn endpoint_cells(upstream: &Value, endpoint: &Value) -> Vec<String> {
         format!("{}: {}", text(&endpoint["state"]), text(reason))
     };
     let mut cells = vec![text(&endpoint["name"]), text(&upstream["name"])];
-    cells.extend(["calls_per_second", "failures_per_second", "in_flight"].map(|key| number(&endpoint[key])));
+    cells.extend(["calls_per_second", "failures_per_second", "retries"].map(|key| number(&endpoint[key])));
+    cells.extend(["bytes_sent_per_second", "bytes_received_per_second"].map(|key| bytes(&endpoint[key])));
+    cells.push(number(&endpoint["in_flight"]));
     cells.extend(["latency_p50_ms", "latency_p99_ms"].map(|key| millis(&endpoint[key])));
     cells.extend([number(&connections["1.1"]), number(&connections["2"])]);
     cells.extend([duration(&endpoint["seconds_left"]), state]);
@@ -164,6 +180,18 @@ fn number(value: &Value) -> String {
     }
 }
 
+fn bytes(value: &Value) -> String {
+    let Some(mut size) = value.as_f64() else { return "-".to_owned() };
+    let mut unit = 0;
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    while size >= 1_024.0 && unit + 1 < UNITS.len() {
+        size /= 1_024.0;
+        unit += 1;
+    }
+    let decimals = usize::from(unit > 0);
+    format!("{size:.decimals$} {}", UNITS[unit])
+}
+
 fn percent(value: &Value) -> String {
     value.as_f64().map_or_else(|| "-".to_owned(), |ratio| format!("{:.1} %", ratio * 100.0))
 }
@@ -197,7 +225,8 @@ mod tests {
     fn state() -> Value {
         let endpoint = json!({
             "name": "127.0.0.1:80", "state": "out", "reason": "failures", "seconds_left": 6.2, "in_flight": 3,
-            "calls_per_second": 12.345, "failures_per_second": 1.0, "latency_p50_ms": 0.5, "latency_p99_ms": null,
+            "calls_per_second": 12.345, "failures_per_second": 1.0, "retries": 4,
+            "bytes_sent_per_second": 12.0, "bytes_received_per_second": 1_572_864.0, "latency_p50_ms": 0.5, "latency_p99_ms": null,
             "connections": { "1.1": 2, "2": 0 },
         });
         json!({
@@ -220,7 +249,10 @@ mod tests {
         assert_eq!(line("! the changed"), "! the changed configuration is refused: line 7: unknown key");
         let cells = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
         assert_eq!(cells(line("shop")), "shop shop 420 - - - - - - open");
-        assert_eq!(cells(line("127.0.0.1:80")), "127.0.0.1:80 shop 12.35 1 3 0.50 ms - 2 0 7 s out: failures");
+        assert_eq!(
+            cells(line("127.0.0.1:80")),
+            "127.0.0.1:80 shop 12.35 1 4 12 B 1.5 MiB 3 0.50 ms - 2 0 7 s out: failures"
+        );
     }
 
     #[test]

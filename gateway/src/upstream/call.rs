@@ -231,7 +231,9 @@ impl Upstream {
         state: &mut CallState,
     ) -> Result<OpenedConnection, AttemptError> {
         let began = Instant::now();
-        let opened = self.open(&mut state.plan, &mut state.repeats.failed).await;
+        let failed_before = state.repeats.failed.len();
+        let opened = self.open(&mut state.plan, &mut state.repeats.failed, outgoing.attempts).await;
+        state.repeats.failed[failed_before..].iter().for_each(|failure| self.count_retry_of(failure));
         if let (Some(attempts), Err(failure)) = (outgoing.attempts, &opened) {
             attempts.push(attempt_span(failure.endpoint.as_ref(), began.into_std(), Err(&failure.error)));
         }
@@ -261,7 +263,7 @@ impl Upstream {
     async fn attempt(
         &self,
         outgoing: &OutgoingRequest<'_>,
-        (in_flight, mut connection): OpenedConnection,
+        (mut in_flight, mut connection): OpenedConnection,
         body: &mut ReplayBody<RequestBody<'_>>,
     ) -> Result<Answered, Failed> {
         let OutgoingRequest { request, timeouts, total_at, on_sent, .. } = *outgoing;
@@ -273,7 +275,9 @@ impl Upstream {
         // With a body, the time is also that of the client.
         let is_ewma = self.config.balance.policy == BalancePolicy::Ewma;
         let started = (is_ewma && request.length == BodyLength::Empty).then(std::time::Instant::now);
-        let error = match connection.exchange(&mut attempt).await {
+        let ended = connection.exchange(&mut attempt).await;
+        in_flight.set_sent(body.consumed());
+        let error = match ended {
             Ok(()) => {
                 let is_failure =
                     head.status.is_server_error() || grpc::is_call(request) && grpc::is_failure(&head.fields);
@@ -353,6 +357,7 @@ impl Upstream {
             return NextStep::End(Err(error));
         }
         state.plan.reuses = false;
+        self.count_retry_of(&error);
         state.repeats.failed.push(error);
         sleep(pause).await;
         NextStep::Again
@@ -382,9 +387,18 @@ impl Upstream {
         if !self.begin_retry(state, RetryReason::Status, pause) {
             return NextStep::End(Ok(answered));
         }
+        answered.in_flight.endpoint().count_retry();
         state.fallback = Some(answered);
         sleep(pause).await;
         NextStep::Again
+    }
+
+    /// Counts, at its endpoint, a failure after which the request was sent again.
+    fn count_retry_of(&self, failure: &AttemptError) {
+        let Some(name) = &failure.endpoint else { return };
+        if let Some(endpoint) = self.judge.set.load().list().iter().find(|endpoint| endpoint.name == *name) {
+            endpoint.count_retry();
+        }
     }
 
     /// Counts a retry that begins after `pause`. False if there is no time for it, or no room in

@@ -122,6 +122,7 @@ impl BodySource for UpstreamExchange<'_> {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
         let Some(connection) = &mut self.connection else { return Poll::Ready(Ok(())) };
         let filled = connection.poll_body(cx, &mut self.body);
+        self.in_flight.set_sent(self.body.consumed());
         if matches!(filled, Poll::Ready(Ok(()))) && connection.data().is_empty() {
             self.finish_if_idle();
         }
@@ -146,6 +147,7 @@ impl BodySource for UpstreamExchange<'_> {
     fn consume(&mut self, count: usize) {
         if let Some(connection) = &mut self.connection {
             connection.consume(count);
+            self.in_flight.add_received(count as u64);
             self.finish_if_idle();
         }
     }
@@ -153,6 +155,7 @@ impl BodySource for UpstreamExchange<'_> {
     fn take_bytes(&mut self, max: usize) -> Bytes {
         let Some(connection) = &mut self.connection else { return Bytes::new() };
         let bytes = connection.take_bytes(max);
+        self.in_flight.add_received(bytes.len() as u64);
         self.finish_if_idle();
         bytes
     }

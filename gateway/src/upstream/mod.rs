@@ -42,13 +42,14 @@ use crate::connect::UpstreamTls;
 use crate::discovery::StaticSource;
 use crate::endpoint::{
     BalanceConfig, EjectConfig, Endpoint, EndpointAddress, EndpointAvailability, EndpointSet, EndpointTarget, Locality,
-    OutReason,
+    OutReason, TrafficDirection,
 };
 use crate::http::attempt::UpstreamConnectionError;
 use crate::http::exchange_clock::ExchangeTimeouts;
 use crate::http::upstream_connection::{http2_connections, reserved_upstream_bytes};
 
 use crate::metrics::Label as _;
+use crate::spans::AttemptLog;
 use crate::{breaker, metrics};
 use judge::EndpointJudge;
 use known_targets::{KnownTargets, NamedTargets};
@@ -172,9 +173,9 @@ impl Upstream {
         });
         let known: Vec<_> = known.collect();
         let before = old.map(|old| old.judge.set.load_full());
-        let list = merge(&config, &known, before.as_deref().map_or(&[], EndpointSet::list));
+        let stats: Arc<UpstreamStats> = old.map(|old| Arc::clone(&old.judge.stats)).unwrap_or_default();
+        let list = merge((&config, &stats), &known, before.as_deref().map_or(&[], EndpointSet::list));
         let set = EndpointSet::new(list, config.balance, config.eject.share);
-        let stats = old.map(|old| Arc::clone(&old.judge.stats)).unwrap_or_default();
         let judge = Arc::new(EndpointJudge::new(config.eject.clone(), set, stats));
         let limit = config.concurrency.map(|bounds| {
             let kept = old.and_then(|old| old.limit.as_ref()).filter(|limit| *limit.config() == bounds);
@@ -219,7 +220,7 @@ impl Upstream {
         }
         named.targets = KnownTargets::Some(targets);
         let before = self.judge.set.load_full();
-        let list = merge(&self.config, &known, before.list());
+        let list = merge((&self.config, &self.judge.stats), &known, before.list());
         let earlier: HashSet<*const Endpoint> = before.list().iter().map(Arc::as_ptr).collect();
         let kept = list.iter().filter(|endpoint| earlier.contains(&Arc::as_ptr(endpoint))).count();
         let change = EndpointsChange {
@@ -297,6 +298,7 @@ impl Upstream {
             let out = endpoint.out(now);
             let latencies = endpoint.percentiles(now);
             let millis = |latency: Duration| latency.as_secs_f64() * 1e3;
+            let (sent, received) = endpoint.bytes();
             let [http1, http2] = endpoint.connector.open_connections();
             serde_json::json!({
                 "name": &*endpoint.name,
@@ -307,6 +309,9 @@ impl Upstream {
                 "in_flight": endpoint.in_flight(),
                 "calls": calls,
                 "failures": failures,
+                "retries": endpoint.retries(),
+                "bytes_sent": sent,
+                "bytes_received": received,
                 "latency_p50_ms": latencies.map(|[p50, _]| millis(p50)),
                 "latency_p99_ms": latencies.map(|[_, p99]| millis(p99)),
                 "connections": { "1.1": http1, "2": http2 },
@@ -323,11 +328,13 @@ impl Upstream {
         })
     }
 
-    /// Opens a connection to an endpoint; `failed` gets those that could not be reached before.
+    /// Opens a connection to an endpoint; `failed` gets those that could not be reached before,
+    /// `log` each connection that was tried.
     async fn open(
         &self,
         plan: &mut AttemptPlan,
         failed: &mut Vec<AttemptError>,
+        log: Option<&AttemptLog>,
     ) -> Result<OpenedConnection, AttemptError> {
         if self.judge.set.load().list().is_empty() {
             let due = Instant::now() + plan.connect_timeout;
@@ -340,12 +347,16 @@ impl Upstream {
                 false => UpstreamConnectionError::NoAddress,
             }));
         }
-        open::open(&set, plan, failed).await
+        open::open(&set, plan, failed, log).await
     }
 }
 
 /// The endpoints of all known targets: those of `before` where they are the same.
-fn merge(config: &UpstreamConfig, known: &[NamedTargets], before: &[Arc<Endpoint>]) -> Vec<Arc<Endpoint>> {
+fn merge(
+    (config, stats): (&UpstreamConfig, &UpstreamStats),
+    known: &[NamedTargets],
+    before: &[Arc<Endpoint>],
+) -> Vec<Arc<Endpoint>> {
     let mut list: Vec<Arc<Endpoint>> = Vec::new();
     // Few endpoints of an upstream have the same address; there may be thousands of addresses.
     let mut earlier: HashMap<SocketAddr, SmallVec<[&Arc<Endpoint>; 1]>> = HashMap::new();
@@ -367,7 +378,7 @@ fn merge(config: &UpstreamConfig, known: &[NamedTargets], before: &[Arc<Endpoint
                     endpoint
                 }
                 None => {
-                    let endpoint = Endpoint::new(&config.name, origin, *target, tls);
+                    let endpoint = Endpoint::new(&config.name, origin, *target, tls).with_totals(&stats.bytes);
                     endpoint.set_locality(locality);
                     if !before.is_empty() {
                         endpoint.begin_slow_start(std::time::Instant::now());
@@ -464,6 +475,16 @@ fn expose_calls(for_each: impl Fn(&mut dyn FnMut(&Upstream)) + Clone + Send + Sy
             for result in UpstreamResult::ALL {
                 let labels = [("upstream", &*upstream.config.name), (UpstreamResult::NAME, result.as_str())];
                 emit(&labels, upstream.stats().results.get(*result));
+            }
+        });
+    });
+    let each = for_each.clone();
+    let help = "Bytes of bodies that were sent to the endpoints of each upstream, and received from them.";
+    metrics::expose_counter_with("tidegate_upstream_body_bytes", help, move |emit| {
+        each(&mut |upstream| {
+            for direction in TrafficDirection::ALL {
+                let labels = [("upstream", &*upstream.config.name), (TrafficDirection::NAME, direction.as_str())];
+                emit(&labels, upstream.stats().bytes.get(*direction));
             }
         });
     });

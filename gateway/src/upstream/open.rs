@@ -18,6 +18,7 @@ use crate::endpoint::{Endpoint, EndpointAvailability, EndpointSet, InFlightGuard
 use crate::http::attempt::UpstreamConnectionError;
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::upstream_connection::UpstreamConnection;
+use crate::spans::{AttemptLog, ConnectSpan};
 use crate::tasks::{self, TaskWait};
 
 /// How long a connection attempt runs alone. RFC 8305 section 5 recommends 250 ms.
@@ -57,6 +58,24 @@ struct Opening {
     in_flight: InFlightGuard,
     started: Instant,
     connecting: Pin<Box<dyn Future<Output = Result<UpstreamConnection, UpstreamConnectionError>>>>,
+}
+
+/// The class of a connection attempt that another one has overtaken.
+const ABANDONED: &str = "abandoned";
+
+impl Opening {
+    /// Notes the attempt, which has ended, for the spans of a sampled request.
+    fn note(&self, log: Option<&AttemptLog>, failure: &'static str) {
+        let Some(log) = log else { return };
+        let endpoint = self.in_flight.endpoint();
+        log.push_connect(ConnectSpan {
+            endpoint: Arc::clone(&endpoint.name),
+            address: endpoint.address(),
+            began: self.started.into_std(),
+            ended: Instant::now().into_std(),
+            failure,
+        });
+    }
 }
 
 /// The end of a wait for connection attempts.
@@ -168,7 +187,7 @@ impl AttemptPlan {
 }
 
 /// Gives a connection to an endpoint of `set`, as `plan` says. `failed` gets the failure of each
-/// endpoint after which another one was tried. Cancel safe.
+/// endpoint after which another one was tried, `log` each connection that was tried. Cancel safe.
 ///
 /// # Errors
 /// The failure of the last endpoint that was tried.
@@ -176,6 +195,7 @@ pub(super) async fn open(
     set: &EndpointSet,
     plan: &mut AttemptPlan,
     failed: &mut Vec<AttemptError>,
+    log: Option<&AttemptLog>,
 ) -> Result<OpenedConnection, AttemptError> {
     tasks::set_waiting_for(TaskWait::UpstreamConnect);
     let mut running: Vec<Opening> = Vec::new();
@@ -189,6 +209,7 @@ pub(super) async fn open(
                     && let Some(connection) = plan.take_idle(&endpoint)
                 {
                     note_slow(&running, Instant::now());
+                    running.iter().for_each(|other| other.note(log, ABANDONED));
                     failed.extend(failure);
                     return Ok((InFlightGuard::new(endpoint), connection));
                 }
@@ -212,14 +233,19 @@ pub(super) async fn open(
         match event.await {
             OpeningEvent::Delayed => {}
             OpeningEvent::Ended(index, Ok(connection)) => {
-                let Opening { in_flight, started, .. } = running.swap_remove(index);
+                let opening = running.swap_remove(index);
+                opening.note(log, "");
+                running.iter().for_each(|other| other.note(log, ABANDONED));
+                let Opening { in_flight, started, .. } = opening;
                 in_flight.endpoint().record_reachable(Instant::now().into_std());
                 note_slow(&running, started);
                 failed.extend(failure);
                 return Ok((in_flight, connection));
             }
             OpeningEvent::Ended(index, Err(error)) => {
-                let endpoint = Arc::clone(running.swap_remove(index).in_flight.endpoint());
+                let opening = running.swap_remove(index);
+                opening.note(log, error.class());
+                let endpoint = Arc::clone(opening.in_flight.endpoint());
                 if error.blame() == Blame::Upstream {
                     endpoint.record_unreachable(Instant::now().into_std());
                 }
@@ -287,7 +313,7 @@ mod tests {
             drop(accepted);
             let mut plan = AttemptPlan::new(Duration::from_secs(5), Instant::now() + Duration::from_secs(5), None);
             plan.is_repeatable = is_repeatable;
-            let opened = open(&set, &mut plan, &mut Vec::new()).await;
+            let opened = open(&set, &mut plan, &mut Vec::new(), None).await;
             let (_, connection) = opened.unwrap_or_else(|_| panic!("a connection"));
             // A new connection was not accepted yet, so that it is open.
             assert_eq!(connection.is_open(), !is_repeatable);

@@ -22,6 +22,8 @@ pub(super) struct ReplayBody<S> {
     kept: KeptBytes,
     /// Bytes of `kept` that were consumed again.
     replayed: usize,
+    /// Bytes that were consumed since the first byte.
+    consumed: u64,
     keeping: Keeping,
 }
 
@@ -66,7 +68,7 @@ enum Keeping {
 
 impl<S: BodySource> ReplayBody<S> {
     pub(super) fn new(source: S) -> Self {
-        ReplayBody { source, kept: KeptBytes::default(), replayed: 0, keeping: Keeping::Paused }
+        ReplayBody { source, kept: KeptBytes::default(), replayed: 0, consumed: 0, keeping: Keeping::Paused }
     }
 
     /// Keeps the bytes from here on, unless some were lost.
@@ -94,6 +96,12 @@ impl<S: BodySource> ReplayBody<S> {
     /// Starts again with the first byte. Call it only if it is still there.
     pub(super) fn rewind(&mut self) {
         self.replayed = 0;
+        self.consumed = 0;
+    }
+
+    /// Bytes that were consumed since the body began, or began again.
+    pub(super) fn consumed(&self) -> u64 {
+        self.consumed
     }
 
     fn is_replaying(&self) -> bool {
@@ -131,6 +139,7 @@ impl<S: BodySource> BodySource for ReplayBody<S> {
     }
 
     fn consume(&mut self, count: usize) {
+        self.consumed += count as u64;
         if self.is_replaying() {
             self.replayed += count;
             if self.keeping == Keeping::Paused && !self.is_replaying() {

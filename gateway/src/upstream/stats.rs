@@ -1,8 +1,10 @@
 //! Counts of an upstream's calls by result, for metrics. They outlive a reload.
 
+use std::sync::Arc;
+
 use http::StatusCode;
 
-use crate::endpoint::OutReason;
+use crate::endpoint::{OutReason, TrafficDirection};
 use crate::http::attempt::UpstreamConnectionError;
 use crate::http::exchange_clock::Blame;
 use crate::label;
@@ -81,4 +83,6 @@ pub(crate) struct UpstreamStats {
     /// From the complete request to the head of its response, of calls without a retry.
     pub(crate) durations: Histogram,
     pub(super) ejections: Counters<OutReason>,
+    /// Bytes of bodies, of all endpoints that were known.
+    pub(super) bytes: Arc<Counters<TrafficDirection>>,
 }

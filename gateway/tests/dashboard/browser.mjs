@@ -56,7 +56,10 @@ const isWithinWidth = page => page.evaluate(() => document.documentElement.scrol
 const page = await open(base);
 await text(page, "#routes-table tbody tr", "^shop.*[1-9]");
 await text(page, "#breaker-cards .card", "failing.*open");
-await text(page, "#denials-table tbody tr", "^[0-9a-f]{16}.*device");
+await text(page, "#denials-table thead tr", "Denials.*First.*Last");
+await text(page, "#denials-table tbody tr", "^[0-9a-f]{16}.*device[1-9]");
+await text(page, "#endpoints-table thead tr", "Sent/s.*Received/s.*Retried.*Sent.*Received");
+await text(page, "#endpoints-table tbody tr", "available.*[1-9][0-9.]* (B|KiB|MiB)");
 await text(page, "#shards-table tbody tr", "up");
 await text(page, "#certificates-table tbody tr", "tls.crt.*gate.test");
 await page.locator("#explain-ip").fill("127.0.0.1");

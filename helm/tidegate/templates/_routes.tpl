@@ -36,9 +36,6 @@ counts as set if it differs from the default in values.yaml.
 {{- fail (printf "config.routes: two routes are named %s" .name) }}
 {{- end }}
 {{- $seen = append $seen .name }}
-{{- if ne 1 (add (hasKey . "upstream" | ternary 1 0) (hasKey . "redirect" | ternary 1 0) (hasKey . "respond" | ternary 1 0) | int) }}
-{{- fail (printf "config.routes: %s needs one of upstream, redirect and respond" .name) }}
-{{- end }}
 {{- range compact (list .upstream (dig "canary" "upstream" "" .) (dig "mirror" "upstream" "" .)) }}
 {{- if not (hasKey $c.upstreams .) }}
 {{- fail (printf "config.routes: %s names the upstream %s, which config.upstreams does not have" $route.name .) }}

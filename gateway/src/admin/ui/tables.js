@@ -1,7 +1,7 @@
 // Tables that are updated in place: routes, endpoints, limits, shards, hot keys, certificates.
 
 import { byId, make, setClass, setText, sync } from "./dom.js";
-import { clock, day, duration, millis, number, percent } from "./format.js";
+import { bytes, clock, day, duration, millis, number, percent } from "./format.js";
 
 /// A column: its title, the text of a row, and where it differs its tone or the class of its cell.
 const column = (title, text, { tone = () => "", cell = "" } = {}) => ({ title, text, tone, cell });
@@ -95,10 +95,15 @@ const ENDPOINTS = [
   column("In flight", endpoint => number(endpoint.in_flight)),
   column("Calls/s", endpoint => number(endpoint.calls_per_second)),
   column("Failed/s", endpoint => number(endpoint.failures_per_second), badIf(endpoint => endpoint.failures_per_second > 0)),
+  column("Sent/s", endpoint => bytes(endpoint.bytes_sent_per_second)),
+  column("Received/s", endpoint => bytes(endpoint.bytes_received_per_second)),
   column("p50", endpoint => millis(endpoint.latency_p50_ms)),
   column("p99", endpoint => millis(endpoint.latency_p99_ms)),
   column("Calls", endpoint => number(endpoint.calls)),
   column("Failed", endpoint => number(endpoint.failures), warnIf(endpoint => endpoint.failures > 0)),
+  column("Retried", endpoint => number(endpoint.retries), warnIf(endpoint => endpoint.retries > 0)),
+  column("Sent", endpoint => bytes(endpoint.bytes_sent)),
+  column("Received", endpoint => bytes(endpoint.bytes_received)),
   column("Connections", connections, { cell: "text" }),
 ];
 
@@ -142,11 +147,14 @@ const LIMITS = [
 const DENIALS = [
   column("Caller", denial => denial.callers.join(" ")),
   column("Rule", denial => denial.rule, { cell: "text" }),
-  column("Denied", denial => `${duration(denial.seconds_ago)} ago`),
+  column("Denials", denial => number(denial.denials)),
+  column("First", denial => `${duration(denial.since_seconds_ago)} ago`),
+  column("Last", denial => `${duration(denial.seconds_ago)} ago`),
   column("Told to wait", denial => duration(denial.retry_after_seconds)),
 ];
 
 export function showLimits({ limits }) {
+  setText(byId("denials-hidden"), limits.denials_hidden ? `(${limits.denials_hidden} with fewer denials are not shown)` : "");
   fill("limits-table", LIMITS, limits.rules, { key: rule => rule.name, empty: "No limit is configured." });
   fill("denials-table", DENIALS, limits.denials,
     { key: denial => denial.callers.join(" ") + denial.rule, empty: "None." });

@@ -8,6 +8,7 @@ use crate::identify::{self, AccessConfig, AccessEntry};
 
 const ENTRY: ParsedString<AccessEntry> = ParsedString {
     name: "a network such as \"10.0.0.0/8\", \"device:ID\" or \"user:ID\"",
+    pattern: r"(device|user):[\s\S]+|[0-9A-Fa-f:.]+(/[0-9]+)?",
     parse: parse_entry,
     format: format_entry,
 };

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::constraints;
 use super::super::expand::read_file;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::read_context::Located;
@@ -22,6 +23,7 @@ const REALM: &str = "restricted";
 /// The value is sent in quotes, so it has none itself.
 const REALM_TEXT: ParsedString<String> = ParsedString {
     name: "1 to 64 visible ASCII characters or spaces, without quotes and backslashes",
+    pattern: r"[ !#-\[\]-~]{1,64}",
     parse: |text| {
         let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'"' && byte != b'\\';
         if (1..=64).contains(&text.len()) && text.bytes().all(is_plain) {
@@ -60,6 +62,7 @@ struct ServiceUrl {
 
 const SERVICE: ParsedString<ServiceUrl> = ParsedString {
     name: "a URL such as \"http://127.0.0.1:4000/verify\"",
+    pattern: "[Hh][Tt][Tt][Pp][Ss]?://[^/#@ ]+(/[^# ]*)?",
     parse: |text| {
         let after_scheme = text.find("://").map_or(0, |at| at + 3);
         let path_at = text[after_scheme..].find('/').map_or(text.len(), |at| after_scheme + at);
@@ -80,6 +83,10 @@ const SERVICE: ParsedString<ServiceUrl> = ParsedString {
 /// Longest time of a call of a verification service.
 const SERVICE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Keys without effect unless a service decides, and those without effect if one does.
+const FORWARD_KEYS: [&str; 3] = ["timeout", "headers", "user"];
+const CREDENTIALS_KEYS: [&str; 3] = ["header", "credentials", "realm"];
+
 /// The keys of a verification service, which have no effect without one.
 fn forward_service(
     table: &TableReader<'_>,
@@ -89,14 +96,14 @@ fn forward_service(
     let fields = formats::list(table, "headers", formats::FIELD_NAME, Vec::new());
     let user = table.optional("user", &formats::FIELD_NAME).map(|user| user.value);
     let Some(Located { value: url, .. }) = url else {
-        let has = ["timeout", "headers", "user"].into_iter().find(|key| table.has(key));
+        let has = FORWARD_KEYS.into_iter().find(|key| table.has(key));
         if let Some(key) = has {
             let problem = ConfigProblem::bad_value(format!("`{key}` applies to `forward` only"));
             table.context.error(&table.location_of(&[key]), problem);
         }
         return None;
     };
-    if table.has("header") || table.has("credentials") || table.has("realm") {
+    if CREDENTIALS_KEYS.iter().any(|key| table.has(key)) {
         let problem = ConfigProblem::bad_value("`header`, `credentials` and `realm` have no effect with `forward`");
         table.context.error(&table.at, problem.hint("the service reads the request itself"));
     }
@@ -108,6 +115,14 @@ fn forward_service(
 pub(super) fn read(route: &TableReader<'_>) -> Option<RouteAuth> {
     let is_set = route.has("auth");
     route.feature_table("auth", |table| {
+        table.constraint(constraints::exactly_one(&["basic", "api_keys", "forward"]));
+        for key in FORWARD_KEYS {
+            table.constraint(constraints::needs(key, "forward"));
+        }
+        for key in CREDENTIALS_KEYS {
+            table.constraint(constraints::excludes(key, &["forward"]));
+        }
+        table.constraint(constraints::needs("header", "api_keys"));
         let basic = table.optional("basic", &AnyString);
         let keys = table.optional("api_keys", &AnyString);
         let forward = table.optional("forward", &SERVICE);

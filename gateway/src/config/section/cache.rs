@@ -18,6 +18,7 @@ pub(super) fn read(root: &TableReader<'_>) -> cache::CacheConfig {
     const INFLIGHT_FETCH_BYTES: RenamedKey = RenamedKey { name: "inflight_fetch_bytes", former: "fill_bytes" };
     const PER_SECOND: ParsedString<u32> = ParsedString {
         name: "a rate such as \"1000/s\"",
+        pattern: limits::RATE_PATTERN,
         parse: |text| {
             limits::parse_rate(text).map(|rate| rate.count().div_ceil(rate.seconds()).try_into().unwrap_or(u32::MAX))
         },

@@ -15,41 +15,77 @@ use crate::http::authority;
 use crate::route::{HostPattern, PathPattern};
 use crate::upstream::HashKey;
 
+/// The pattern of a token (RFC 9110 section 5.6.2), such as a field name.
+macro_rules! token {
+    () => {
+        "[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+    };
+}
+
+/// The pattern of the number of a path segment, 1 to 32.
+macro_rules! segment_number {
+    () => {
+        "([1-9]|[12][0-9]|3[0-2])"
+    };
+}
+
+pub(super) use {segment_number, token};
+
+/// Patterns of names, of regions, and of any text but the empty one.
+pub(super) const NAME_PATTERN: &str = "[A-Za-z0-9._-]{1,64}";
+pub(super) const REGION_PATTERN: &str = "[a-z0-9_-]{1,32}";
+pub(super) const NOT_EMPTY: &str = r"[\s\S]+";
+/// The pattern of the name of a field.
+pub(super) const FIELD_PATTERN: &str = token!();
+
 /// Names appear in logs, metrics and header fields: they are short and need no quoting.
 const NAME_BYTES_MAX: usize = 64;
 
-pub(super) const NAME: ParsedString<String> =
-    ParsedString { name: "a name of letters, digits, `.`, `-` or `_`", parse: parse_name, format: String::clone };
+pub(super) const NAME: ParsedString<String> = ParsedString {
+    name: "a name of letters, digits, `.`, `-` or `_`",
+    pattern: NAME_PATTERN,
+    parse: parse_name,
+    format: String::clone,
+};
 
 pub(super) const SOCKET_ADDRESS: ParsedString<SocketAddr> = ParsedString {
     name: "an address and a port such as \"127.0.0.1:8080\"",
+    pattern: r"([0-9.]+|\[[0-9A-Fa-f:.]+(%[0-9]+)?\]):[0-9]+",
     parse: parse_socket,
     format: |address| address.to_string(),
 };
 
 pub(super) const NETWORK: ParsedString<IpNet> = ParsedString {
     name: "a network such as \"10.0.0.0/8\"",
+    pattern: r"[0-9A-Fa-f:.]+(/[0-9]+)?",
     parse: parse_network,
     format: |network| network.to_string(),
 };
 
-pub(super) const METHOD: ParsedString<Method> =
-    ParsedString { name: "a method such as \"GET\"", parse: parse_method, format: |method| method.to_string() };
+pub(super) const METHOD: ParsedString<Method> = ParsedString {
+    name: "a method such as \"GET\"",
+    pattern: "[!#$%&'*+.^_`|~0-9A-Z-]+",
+    parse: parse_method,
+    format: |method| method.to_string(),
+};
 
 pub(super) const ENDPOINT: ParsedString<EndpointAddress> = ParsedString {
     name: "a URL such as \"http://127.0.0.1:3000\", \"srv://_http._tcp.shop.example\" or \"kubernetes://shop.default:http\"",
+    pattern: r"([Hh][Tt][Tt][Pp][Ss]?|h2c|srv(\+https)?|kubernetes(\+https|\+h2c)?)://[^/?#@ ]+/?",
     parse: parse_endpoint,
     format: ToString::to_string,
 };
 
 pub(super) const HASH_KEY: ParsedString<HashKey> = ParsedString {
     name: "\"url\", \"client\", \"header:NAME\" or \"cookie:NAME\"",
+    pattern: concat!("url|client|(header|cookie):", token!()),
     parse: parse_hash_key,
     format: format_hash_key,
 };
 
 pub(super) const NAME_SERVER: ParsedString<SocketAddr> = ParsedString {
     name: "an IP address, or an address and a port such as \"127.0.0.1:53\"",
+    pattern: r"[0-9.]+(:[0-9]+)?|[0-9A-Fa-f:.]+|\[[0-9A-Fa-f:.]+(%[0-9]+)?\]:[0-9]+",
     parse: parse_name_server,
     format: ToString::to_string,
 };
@@ -57,42 +93,59 @@ pub(super) const NAME_SERVER: ParsedString<SocketAddr> = ParsedString {
 /// A single status, or a class of statuses as its first digit.
 pub(super) const STATUSES: ParsedString<u16> = ParsedString {
     name: "a status or a class such as \"204\" or \"2xx\"",
+    pattern: "[1-5]([0-9][0-9]|xx)",
     parse: parse_statuses,
     format: |status| if *status < 10 { format!("{status}xx") } else { status.to_string() },
 };
 
-pub(super) const TARGET: ParsedString<String> =
-    ParsedString { name: "a path such as \"/healthz\"", parse: parse_target, format: String::clone };
+pub(super) const TARGET: ParsedString<String> = ParsedString {
+    name: "a path such as \"/healthz\"",
+    pattern: r#"/[!"$-~]*"#,
+    parse: parse_target,
+    format: String::clone,
+};
 
 pub(super) const SERVER_NAME: ParsedString<ServerName<'static>> = ParsedString {
     name: "a host name or an IP address",
+    pattern: r"[^/ ]+",
     parse: parse_server_name,
     format: |name| name.to_str().into_owned(),
 };
 
-pub(super) const AUTHORITY: ParsedString<String> =
-    ParsedString { name: "a host, with or without a port", parse: parse_authority, format: String::clone };
+pub(super) const AUTHORITY: ParsedString<String> = ParsedString {
+    name: "a host, with or without a port",
+    pattern: r"[^/]+",
+    parse: parse_authority,
+    format: String::clone,
+};
 
 pub(super) const QUERY_PATTERN: ParsedString<String> = ParsedString {
     name: "a parameter name or prefix such as \"utm_*\"",
+    pattern: r"[^*&=#]+\*?|\*",
     parse: parse_query_pattern,
     format: String::clone,
 };
 
 pub(super) const FIELD_NAME: ParsedString<String> =
-    ParsedString { name: "a field name", parse: parse_field_name, format: String::clone };
+    ParsedString { name: "a field name", pattern: token!(), parse: parse_field_name, format: String::clone };
 
 pub(super) const FIELD_NAME_OR_EMPTY: ParsedString<String> = ParsedString {
     name: "a field name, or \"\" for none",
+    pattern: concat!("(", token!(), ")?"),
     parse: |text| if text.is_empty() { Ok(String::new()) } else { parse_field_name(text) },
     format: String::clone,
 };
 
-pub(super) const HOST: ParsedString<HostPattern> =
-    ParsedString { name: "\"*\", a host, or \"*.\" and a domain", parse: parse_host, format: format_host };
+pub(super) const HOST: ParsedString<HostPattern> = ParsedString {
+    name: "\"*\", a host, or \"*.\" and a domain",
+    pattern: r"\*|[^/:]+|\[[0-9A-Fa-f:.]+\]",
+    parse: parse_host,
+    format: format_host,
+};
 
 pub(super) const PATH: ParsedString<PathPattern> = ParsedString {
     name: "a path such as \"/orders\", or \"/orders/*\" as a prefix",
+    pattern: r#"/[!"$-)+->@-~]*|/([!"$-)+->@-~]*/)?\*"#,
     parse: parse_path,
     format: format_path,
 };
@@ -100,6 +153,7 @@ pub(super) const PATH: ParsedString<PathPattern> = ParsedString {
 pub(super) const PREFIX: ParsedString<String> =
     ParsedString {
         name: "a path such as \"/v1\"",
+        pattern: r#"/[!"$-)+->@-~]+"#,
         parse: |text| match parse_path(text)? {
             PathPattern::Exact(path) if path.len() > 1 => Ok(path.trim_end_matches('/').to_owned()),
             _ => Err(ConfigProblem::bad_value(format!("`{text}` is not the beginning of a path"))
@@ -380,6 +434,7 @@ fn format_path(path: &PathPattern) -> String {
 
 pub(super) const REGION: ParsedString<shard::Region> = ParsedString {
     name: "a region name: 1 to 32 of a-z, 0-9, `-` and `_`",
+    pattern: REGION_PATTERN,
     parse: parse_region,
     format: |region| region.to_string(),
 };

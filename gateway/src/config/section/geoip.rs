@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::super::constraints;
 use super::super::fault::{ConfigProblem, FaultCode};
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
@@ -12,6 +13,7 @@ use crate::identify::{CountryCode, GeoArea, GeoDatabase, GeoIpConfig};
 
 const AREA: ParsedString<GeoArea> = ParsedString {
     name: "a country such as \"DE\", or \"continent:EU\"",
+    pattern: "[A-Z][A-Z]|continent:(AF|AN|AS|EU|NA|OC|SA)",
     parse: parse_area,
     format: |area| match area {
         GeoArea::Country(code) => code.as_str().to_owned(),
@@ -24,6 +26,8 @@ const CONTINENTS: [&str; 7] = ["AF", "AN", "AS", "EU", "NA", "OC", "SA"];
 
 pub(super) fn read(identity: &TableReader<'_>) -> Option<GeoIpConfig> {
     identity.table("geoip", |table| {
+        table.constraint(constraints::exactly_one(&["database"]));
+        table.constraint(constraints::names("regions", formats::REGION_PATTERN));
         let database = files::optional_path(table, "database");
         let named = table.named_values("regions", &ArrayOf { item: AREA, min_items: 1 });
         let mut regions: Vec<(GeoArea, shard::Region)> = Vec::new();

@@ -4,13 +4,15 @@ use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::node::DocumentValue;
 use super::super::read_context::Located;
 use super::super::table_reader::{TableReader, ValueOrTable};
-use super::super::value_kind::{Boolean, InputValue, OneOf, ParsedString, ValueKind, quoted};
+use super::super::value_kind::{Boolean, InputValue, OneOf, ParsedString, ValueKind, quoted, string_schema};
 use super::{formats, geoip, secrets, tokens};
 use crate::identify::{AccessConfig, CertificateField, ForwardedField, IdentityConfig, IdentitySource};
+use formats::{segment_number, token};
 
 /// Sources that a client controls.
 pub(super) const SOURCE: ParsedString<IdentitySource> = ParsedString {
     name: "\"header:NAME\", \"cookie:NAME\", \"host:\" or \"path:N\"",
+    pattern: concat!("(header|cookie):", token!(), "|host:|path:", segment_number!()),
     parse: parse_source,
     format: format_source,
 };
@@ -18,6 +20,7 @@ pub(super) const SOURCE: ParsedString<IdentitySource> = ParsedString {
 /// Sources of the region.
 const REGION_SOURCE: ParsedString<IdentitySource> = ParsedString {
     name: "\"header:NAME\", \"cookie:NAME\", \"host:\", \"path:N\", \"geoip:\", \"geoip:country\" or \"geoip:continent\"",
+    pattern: concat!("(header|cookie):", token!(), "|host:|geoip:(country|continent)?|path:", segment_number!()),
     parse: |text| match text.strip_prefix("geoip:") {
         Some("") => Ok(IdentitySource::GeoIpRegion),
         Some(_) => parse_connection_source(text),
@@ -120,6 +123,11 @@ impl ValueKind for TrustedSource {
         quoted(&format_source(value))
     }
 
+    fn schema(&self) -> serde_json::Value {
+        let certificate = if self.certificate { "|certificate:(subject|san)" } else { "" };
+        string_schema(&format!("header:{}{certificate}", token!()))
+    }
+
     fn read(&self, input: &InputValue<'_>) -> Result<IdentitySource, ConfigProblem> {
         let DocumentValue::String(_) = input.node.value else { return Err(input.wrong_type(self)) };
         match TRUSTED_SOURCE.read(input)? {
@@ -135,7 +143,7 @@ impl ValueKind for TrustedSource {
 }
 
 const TRUSTED_SOURCE: ParsedString<IdentitySource> =
-    ParsedString { name: USER.description, parse: parse_connection_source, format: format_source };
+    ParsedString { name: USER.description, pattern: "", parse: parse_connection_source, format: format_source };
 
 /// A source that clients control, or a property of their connection.
 pub(super) fn parse_connection_source(text: &str) -> Result<IdentitySource, ConfigProblem> {

@@ -6,6 +6,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use url::Url;
 
+use super::super::constraints;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
@@ -15,8 +16,12 @@ use super::{files, formats};
 use crate::discovery::kubernetes::{self, KubernetesAccess, KubernetesConfig, SERVICE_ACCOUNT};
 use crate::upstream::UpstreamConfig;
 
-const API_URL: ParsedString<String> =
-    ParsedString { name: "a URL such as \"https://10.0.0.1:6443\"", parse: parse_url, format: String::clone };
+const API_URL: ParsedString<String> = ParsedString {
+    name: "a URL such as \"https://10.0.0.1:6443\"",
+    pattern: "",
+    parse: parse_url,
+    format: String::clone,
+};
 
 /// The section, with what its endpoints need of it.
 pub(super) struct KubernetesSection {
@@ -29,6 +34,8 @@ pub(super) struct KubernetesSection {
 pub(super) fn read(root: &TableReader<'_>) -> KubernetesSection {
     root.table("kubernetes", |table| {
         let default = KubernetesConfig::default();
+        table.constraint(constraints::excludes("kubeconfig", &["url", "ca", "token_file"]));
+        table.constraint(constraints::needs("context", "kubeconfig"));
         let url = table.optional("url", &API_URL);
         let [ca, token, kubeconfig] = ["ca", "token_file", "kubeconfig"].map(|key| files::optional_path(table, key));
         let context = table.optional("context", &AnyString);

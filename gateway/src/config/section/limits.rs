@@ -6,6 +6,7 @@ use limiter::{
     Fraction, KEYS_PER_RULE_MAX, KeyIndex, Mode, Percent, Quota, QuotaError, Rate, Rule, Scope, WEIGHT_MAX, Weight,
 };
 
+use super::super::constraints;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::suggestion::suggest;
 use super::super::table_reader::TableReader;
@@ -14,12 +15,17 @@ use super::bounds::index;
 use super::{formats, identity};
 use crate::identify::{self, IdentitySource, LIMIT_KEYS_MAX};
 use crate::limit::{self, HeaderExposure, RuleConfig};
+use formats::{segment_number, token};
 
 /// A larger burst is a mistake.
 const BURST_MAX: u32 = 100_000_000;
 
+/// At least one request in a period.
+pub(super) const RATE_PATTERN: &str = "0*[1-9][0-9]*/[smhd]";
+
 const RATE: ParsedString<Rate> = ParsedString {
     name: "a rate such as \"100/s\", \"3000/m\" or \"5/h\"",
+    pattern: RATE_PATTERN,
     parse: parse_rate,
     format: Rate::to_string,
 };
@@ -27,6 +33,7 @@ const RATE: ParsedString<Rate> = ParsedString {
 /// Weights by user class: the two classes that always exist, overridden and extended by the file.
 pub(super) fn weights(root: &TableReader<'_>) -> Vec<(String, f64)> {
     let mut weights = limit::LimitConfig::default().weights;
+    root.constraint(constraints::names("tiers", formats::NAME_PATTERN));
     for (name, weight) in root.named_values("tiers", &PositiveNumber(WEIGHT_MAX)) {
         if let Err(problem) = formats::parse_name(&name.value) {
             root.context.error(&name.at, problem);
@@ -46,6 +53,12 @@ pub(super) fn weights(root: &TableReader<'_>) -> Vec<(String, f64)> {
 /// in a client certificate, or a TLS fingerprint.
 const KEY: ParsedString<IdentitySource> = ParsedString {
     name: "\"header:NAME\", \"cookie:NAME\", \"path:N\", \"host:\", \"claim:NAME\", \"certificate:subject\", \"certificate:san\", \"ja4:\", \"geoip:country\" or \"geoip:continent\"",
+    pattern: concat!(
+        "(header|cookie):",
+        token!(),
+        r"|host:|claim:[\s\S]+|certificate:(subject|san)|ja4:|geoip:(country|continent)|path:",
+        segment_number!()
+    ),
     parse: |text| match text.strip_prefix("claim:") {
         Some("") | None => identity::parse_connection_source(text),
         Some(name) => Ok(IdentitySource::Claim(name.to_owned())),
@@ -65,6 +78,7 @@ pub(super) fn rules(
     weights: &[(String, f64)],
     identify: &mut identify::IdentityConfig,
 ) -> Vec<(RuleConfig, DocumentLocation)> {
+    root.constraint(constraints::names("limits", formats::NAME_PATTERN));
     let rules = root.named_tables("limits", |name, table| {
         if let Err(problem) = formats::parse_name(name.value) {
             table.context.error(&name.at, problem);
@@ -101,6 +115,10 @@ fn rule(
     let scope = table.required("tier", &SCOPES);
     let rate = table.required("rate", &RATE);
     let burst = table.required("burst", &IntegerRange(1..=BURST_MAX));
+    table.constraint(constraints::needed_by("key", ("tier", "key")));
+    table.constraint(constraints::refused_by("key", ("tier", &["device", "user", "node", "cluster"])));
+    table.constraint(constraints::refused_by("keys", ("tier", &["node", "cluster"])));
+    table.constraint(constraints::refused_by("per_address", ("tier", &["user", "key", "node", "cluster"])));
     let mode = table.value_or("mode", &MODES, Mode::default());
     let percent = table.value_or("percent", &IntegerRange(0..=100), 100);
     let key = table.optional("key", &KEY);

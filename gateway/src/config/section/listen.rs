@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use super::super::constraints;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::read_context::ReadPurpose;
 use super::super::table_reader::TableReader;
@@ -38,6 +39,7 @@ pub(super) fn listeners(root: &TableReader<'_>) -> Vec<(ListenConfig, DocumentLo
 fn tls(table: &TableReader<'_>) -> tls::TlsConfig {
     const VERSIONS: OneOf<tls::MinTlsVersion> =
         OneOf(&[("1.2", Some(tls::MinTlsVersion::V12)), ("1.3", Some(tls::MinTlsVersion::V13))]);
+    table.constraint(constraints::not_empty("certificates"));
     let certificates: Vec<Option<tls::CertificateFiles>> = table.tables("certificates", |files| {
         let (cert, key) = (path(files, "cert"), path(files, "key"));
         for file in [&cert, &key].into_iter().flatten() {
@@ -82,6 +84,8 @@ fn check_certificate(table: &TableReader<'_>, files: &tls::CertificateFiles, at:
 fn client_auth(table: &TableReader<'_>) -> Option<tls::ClientAuthConfig> {
     const MODES: OneOf<tls::ClientAuthMode> =
         OneOf(&[("required", Some(tls::ClientAuthMode::Required)), ("optional", Some(tls::ClientAuthMode::Optional))]);
+    table.constraint(constraints::needs("client_auth", "client_ca"));
+    table.constraint(constraints::needs("client_crl", "client_ca"));
     let (ca, crl) = (optional_path(table, "client_ca"), optional_path(table, "client_crl"));
     let [is_usable, _] = [&ca, &crl].map(|file| file.as_ref().is_some_and(|file| check_file(table, file)));
     if let Some(ca) = ca.as_ref().filter(|_| is_usable && table.context.purpose == ReadPurpose::Check)

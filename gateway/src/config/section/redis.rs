@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::constraints;
 use super::super::expand::read_file;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::read_context::Located;
@@ -26,17 +27,26 @@ const DEFAULT_HOT_COPIES: u32 = 8;
 /// Begin label of a PEM certificate (RFC 7468 section 5.1).
 const CERTIFICATE_LABEL: &[u8] = b"-----BEGIN CERTIFICATE-----";
 
-const ENDPOINT: ParsedString<String> =
-    ParsedString { name: "a URL such as \"redis://127.0.0.1:6379\"", parse: parse_endpoint, format: String::clone };
+const ENDPOINT: ParsedString<String> = ParsedString {
+    name: "a URL such as \"redis://127.0.0.1:6379\"",
+    pattern: r"(rediss?(\+sentinel)?|redis\+unix)://[^#?]+",
+    parse: parse_endpoint,
+    format: String::clone,
+};
 
 const REGION: ParsedString<shard::Region> = ParsedString {
     name: "a region name",
+    pattern: formats::REGION_PATTERN,
     parse: |text| text.parse().map_err(|error| ConfigProblem::bad_value(format!("`{text}`: {error}"))),
     format: |region| region.to_string(),
 };
 
-const CLUSTER_NODE: ParsedString<String> =
-    ParsedString { name: "a URL such as \"redis://127.0.0.1:7000\"", parse: parse_cluster_node, format: String::clone };
+const CLUSTER_NODE: ParsedString<String> = ParsedString {
+    name: "a URL such as \"redis://127.0.0.1:7000\"",
+    pattern: r"rediss?://[^/#?]+/?",
+    parse: parse_cluster_node,
+    format: String::clone,
+};
 
 const COMPRESSION: OneOf<Compression> =
     OneOf(&[("lz4", Some(Compression::Lz4)), ("zstd", Some(Compression::Zstd)), ("off", Some(Compression::Off))]);
@@ -58,6 +68,7 @@ pub(super) fn read(root: &TableReader<'_>, object_bytes: u64) -> RedisSection {
         let deadline = table.value_or("deadline", &DurationRange(MS..=10 * SECOND), DEFAULT_DEADLINE);
         let nodes = table.value_or("nodes", &IntegerRange(1..=10_000), nodes);
         let secret = secrets::secret(table, "secret");
+        table.constraint(constraints::names("regions", formats::REGION_PATTERN));
         let regions: Vec<_> = table.named_tables("regions", region).into_iter().flatten().collect();
         let locations = regions.iter().map(|(region, _)| region.clone()).collect();
         let compression = table.value_or("compression", &COMPRESSION, Compression::default());
@@ -98,11 +109,7 @@ fn region(name: Located<&str>, table: &TableReader<'_>) -> Option<(Located<shard
         table.value_or("slots", &IntegerRange(1..=u32::from(shard::SLOTS_MAX)), u32::from(shard::DEFAULT_SLOTS));
     let endpoints = ArrayOf { item: ENDPOINT, min_items: 1 };
     let cluster = table.optional("cluster", &ArrayOf { item: CLUSTER_NODE, min_items: 1 });
-    let endpoints = if cluster.is_some() {
-        table.optional("endpoints", &endpoints)
-    } else {
-        table.required("endpoints", &endpoints)
-    };
+    let endpoints = table.required_without(&["cluster"], "endpoints", &endpoints);
     if let (Some(_), Some(endpoints)) = (&cluster, &endpoints) {
         let problem = ConfigProblem::bad_value("`endpoints` and `cluster` exclude each other");
         table.context.error(&endpoints.at, problem);
@@ -214,6 +221,8 @@ fn tls_config(table: &TableReader<'_>) -> shard::RedisTlsConfig {
         let text = read_file(&table.context.environment, &path.value);
         text.map(String::into_bytes).map_err(|problem| table.context.error(&path.at, problem)).ok()
     };
+    table.constraint(constraints::needs("cert", "key"));
+    table.constraint(constraints::needs("key", "cert"));
     let (ca, cert, key) = (pem("ca"), pem("cert"), pem("key"));
     for (name, text) in [("ca", &ca), ("cert", &cert)] {
         let has_one = |text: &Vec<u8>| text.windows(CERTIFICATE_LABEL.len()).any(|window| window == CERTIFICATE_LABEL);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
+use super::super::constraints;
 use super::super::fault::ConfigProblem;
 use super::super::read_context::Located;
 use super::super::suggestion::suggest;
@@ -24,17 +25,23 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 /// Browsers remember a preflight no longer than this (Chromium: 2 hours, Firefox: 24).
 const PREFLIGHT_AGE: Duration = Duration::from_secs(3600);
 
-const TEMPLATE: ParsedString<Template> =
-    ParsedString { name: "a text with variables such as \"{host}\"", parse: parse_template, format: Template::source };
+const TEMPLATE: ParsedString<Template> = ParsedString {
+    name: "a text with variables such as \"{host}\"",
+    pattern: "",
+    parse: parse_template,
+    format: Template::source,
+};
 
 const VALUE_PATTERN: ParsedString<ValuePattern> = ParsedString {
     name: "a value, \"*\" for any, or a beginning such as \"a*\"",
+    pattern: r"[^*]*\*?",
     parse: parse_value_pattern,
     format: format_value_pattern,
 };
 
 const CONTENT_TYPE: ParsedString<String> = ParsedString {
     name: "a content type, or \"\" for none",
+    pattern: r"[\t -~]*",
     parse: |text| match HeaderValue::from_str(text) {
         Ok(_) => Ok(text.to_owned()),
         Err(_) => Err(ConfigProblem::bad_value(format!("`{text}` is not a content type"))),
@@ -44,6 +51,7 @@ const CONTENT_TYPE: ParsedString<String> = ParsedString {
 
 const ORIGIN: ParsedString<OriginPattern> = ParsedString {
     name: "an origin such as \"https://app.example\" or \"https://*.app.example\", or \"*\"",
+    pattern: r"\*|[^/]+://[^/?#@ ]+",
     parse: parse_origin,
     format: |origin| match origin {
         OriginPattern::Any => "*".to_owned(),
@@ -91,6 +99,7 @@ pub(super) fn conditions(table: &TableReader<'_>) -> Option<Box<RouteConditions>
 
 /// Names in lower case of fields that a request must have, with their values.
 pub(super) fn header_patterns(table: &TableReader<'_>, key: &'static str) -> Vec<(String, ValuePattern)> {
+    table.constraint(constraints::names(key, formats::FIELD_PATTERN));
     let headers = table.named_values(key, &VALUE_PATTERN).into_iter();
     let headers = headers.filter_map(|(name, pattern)| {
         let checked = field_name(table, &name)?;
@@ -215,6 +224,7 @@ pub(super) fn edits(table: &TableReader<'_>, path: &PathPattern) -> Option<Box<R
 
 fn header_edits(table: &TableReader<'_>) -> HeaderEdits {
     let values = |key| {
+        table.constraint(constraints::names(key, formats::FIELD_PATTERN));
         let named = table.named_values(key, &TEMPLATE);
         named.into_iter().filter_map(|(name, value)| Some((field_name(table, &name)?, value))).collect()
     };
@@ -381,7 +391,7 @@ fn parse_origin(text: &str) -> Result<OriginPattern, ConfigProblem> {
 }
 
 /// Keys that need an upstream.
-const FORWARDING_KEYS: [&str; 10] = [
+pub(super) const FORWARDING_KEYS: [&str; 10] = [
     "upstream",
     "cache",
     "degrade",

@@ -2,6 +2,7 @@
 
 use limiter::Percent;
 
+use super::super::constraints;
 use super::super::fault::ConfigProblem;
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
@@ -13,6 +14,7 @@ use crate::route::{CanaryConfig, MirrorConfig, RouteAction};
 pub(super) fn canary(table: &TableReader<'_>, action: &RouteAction) -> Option<(CanaryConfig, Option<Located<String>>)> {
     check_action(table, ("canary", action));
     table.optional_table("canary", |table| {
+        table.constraint(constraints::at_least_one(&["percent", "header"]));
         let upstream = table.required("upstream", &AnyString);
         let (percent, headers) = (percent(table, 0), route_actions::header_patterns(table, "header"));
         if headers.is_empty() && !table.has("percent") {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::StatusCode;
 use ipnet::IpNet;
 
+use super::super::constraints;
 use super::super::expand::read_file;
 use super::super::fault::ConfigProblem;
 use super::super::read_context::Located;
@@ -22,8 +23,9 @@ use crate::compress::{CompressConfig, TypePattern};
 use crate::http::compressed_forms::ContentCoding;
 use crate::http::fields::is_token;
 use crate::pages::{ErrorPage, ErrorPages};
-use crate::route::{ClientNetworks, ForwardPath, HostPattern, PathPattern, RouteAction, RouteConfig, TimeoutOverrides};
+use crate::route::{ClientNetworks, ForwardPath, HostPattern, PathPattern, RouteConfig, TimeoutOverrides};
 use crate::{cache, degrade};
+use formats::token;
 
 const COST_MAX: u32 = 1_000_000;
 /// Longest lifetime of a cached response; keeps sums of ages far from overflow.
@@ -47,10 +49,11 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         (matched.at.clone(), host, path, methods, route_actions::conditions(matched))
     });
     let action = route_actions::action(table, &path);
-    let upstream = match action {
-        RouteAction::Forward => table.required("upstream", &AnyString),
-        RouteAction::Redirect(_) | RouteAction::Respond(_) => table.optional("upstream", &AnyString),
-    };
+    for key in route_actions::FORWARDING_KEYS.into_iter().chain(["canary", "mirror"]) {
+        table.constraint(constraints::excludes(key, &["redirect", "respond"]));
+    }
+    table.constraint(constraints::excludes("strip_prefix", &["rewrite"]));
+    let upstream = table.required_without(&["redirect", "respond"], "upstream", &AnyString);
     route_actions::check_action(table, &action);
     let edits = route_actions::edits(table, &path);
     let limits = table.value_or("limits", &ArrayOf { item: AnyString, min_items: 0 }, Vec::new());
@@ -141,6 +144,7 @@ const CODINGS: OneOf<ContentCoding> = OneOf(&[
 
 const MEDIA_TYPE: ParsedString<TypePattern> = ParsedString {
     name: "a media type such as \"text/html\", \"text/*\" or \"*+json\"",
+    pattern: concat!(token!(), "/", token!(), r"|\*\+", token!()),
     parse: |text| {
         let lower = text.to_ascii_lowercase();
         let is_token = |part: &str| is_token(part.as_bytes());
@@ -204,6 +208,7 @@ fn cache_policy(table: &TableReader<'_>, default: cache::CachePolicy) -> Option<
 
 const LANGUAGE: ParsedString<String> = ParsedString {
     name: "a language tag such as \"en\" or \"pt-BR\"",
+    pattern: "[0-9A-Za-z]{1,8}(-[0-9A-Za-z]{1,8})*",
     parse: |text| {
         let is_subtag =
             |part: &str| (1..=8).contains(&part.len()) && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
@@ -232,6 +237,7 @@ fn by_status<K: ValueKind<Value: Ord>>(
     key: &'static str,
     kind: &K,
 ) -> Vec<(cache::StatusPattern, K::Value)> {
+    table.constraint(constraints::names(key, "[2-5](xx|[0-9][0-9])"));
     let mut values: Vec<_> = table
         .named_values(key, kind)
         .into_iter()
@@ -268,6 +274,7 @@ fn degrade_page(table: &TableReader<'_>, default: degrade::DegradeConfig) -> deg
 
 /// The table `pages`: the template in a file for each status or class.
 pub(super) fn pages(table: &TableReader<'_>) -> ErrorPages {
+    table.constraint(constraints::names("pages", "[45](xx|[0-9][0-9])"));
     let files = table.named_values("pages", &AnyString);
     let mut pages: ErrorPages = files
         .into_iter()

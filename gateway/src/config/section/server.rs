@@ -4,6 +4,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::super::constraints;
 use super::super::fault::ConfigProblem;
 use super::super::model::{LogConfig, ServerConfig};
 use super::super::suggestion::suggest;
@@ -76,6 +77,7 @@ fn path_rules(table: &TableReader<'_>, default: PathRules) -> PathRules {
         ("keep", Some(EncodedSlashPolicy::Keep)),
         ("decode", Some(EncodedSlashPolicy::Decode)),
     ]);
+    table.constraint(constraints::refused_by("encoded_slash", ("normalise", &["off"])));
     let rules = PathRules {
         normalise: table.value_or("normalise", &NORMALISE, default.normalise),
         encoded_slash: table.value_or("encoded_slash", &ENCODED_SLASH, default.encoded_slash),
@@ -96,8 +98,12 @@ pub(super) fn log(root: &TableReader<'_>) -> LogConfig {
         ("debug", Some(tracing::Level::DEBUG)),
         ("trace", Some(tracing::Level::TRACE)),
     ]);
-    const ACCESS: ParsedString<AccessLogTarget> =
-        ParsedString { name: "\"stdout\", \"off\" or a file path", parse: parse_access_log, format: format_access_log };
+    const ACCESS: ParsedString<AccessLogTarget> = ParsedString {
+        name: "\"stdout\", \"off\" or a file path",
+        pattern: formats::NOT_EMPTY,
+        parse: parse_access_log,
+        format: format_access_log,
+    };
     let default = LogConfig::default();
     root.table("log", |table| LogConfig {
         access: match table.value_or("access", &ACCESS, default.access) {
@@ -113,6 +119,7 @@ fn log_format(table: &TableReader<'_>) -> AccessLogFormat {
     const FORMATS: OneOf<bool> = OneOf(&[("json", Some(false)), ("combined", Some(true))]);
     const FIELD: ParsedString<LogField> = ParsedString {
         name: "a member of access log lines",
+        pattern: "[a-z0-9_]+",
         parse: |text| {
             let known = LogField::ALL.iter().find(|field| field.as_str() == text);
             known.copied().ok_or_else(|| {
@@ -123,6 +130,7 @@ fn log_format(table: &TableReader<'_>) -> AccessLogFormat {
         },
         format: |field| field.as_str().to_owned(),
     };
+    table.constraint(constraints::refused_by("fields", ("format", &["combined"])));
     let is_combined = table.value_or("format", &FORMATS, false);
     let AccessLogFormat::Json(default) = AccessLogFormat::default() else { return AccessLogFormat::Combined };
     let fields = formats::list(table, "fields", FIELD, default);

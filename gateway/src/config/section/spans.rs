@@ -3,10 +3,12 @@
 use http::{HeaderName, HeaderValue};
 use url::Url;
 
+use super::super::constraints;
 use super::super::fault::{ConfigProblem, FaultCode};
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{AnyString, Boolean, OneOf, ParsedString, Share};
+use super::formats;
 use crate::spans::{ExportCompression, TracingConfig};
 
 /// The path of traces below the endpoint of a collector (OTLP 1.x).
@@ -14,6 +16,7 @@ const TRACES_PATH: &str = "/v1/traces";
 
 const ENDPOINT: ParsedString<String> = ParsedString {
     name: "the URL of a collector such as \"http://127.0.0.1:4318\", or \"\" for none",
+    pattern: "",
     parse: parse_endpoint,
     format: String::clone,
 };
@@ -27,6 +30,7 @@ pub(super) fn read(root: &TableReader<'_>) -> Option<TracingConfig> {
         const COMPRESSIONS: OneOf<ExportCompression> =
             OneOf(&[("none", Some(ExportCompression::None)), ("gzip", Some(ExportCompression::Gzip))]);
         let compression = table.value_or("compression", &COMPRESSIONS, ExportCompression::default());
+        table.constraint(constraints::names("headers", formats::FIELD_PATTERN));
         let headers = table.named_values("headers", &AnyString);
         let headers = headers.into_iter().filter_map(|(name, value)| header(table, &name, value)).collect();
         let has_query = table.value_or("query", &Boolean, false);

@@ -6,6 +6,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use url::Url;
 
+use super::super::constraints;
 use super::super::expand::read_file;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::read_context::Located;
@@ -16,6 +17,7 @@ use crate::identify::IdentitySource;
 use crate::identify::KeySetUrl;
 use crate::identify::jwk_set::JwkSet;
 use crate::identify::tokens::{Algorithm, AlgorithmFamily, TokenConfig, TokenKeys, TokenLocation};
+use formats::token;
 
 /// A larger clock difference is a misconfigured clock and must be corrected.
 const LEEWAY_MAX: Duration = Duration::from_secs(300);
@@ -43,13 +45,14 @@ const ALGORITHM: OneOf<Algorithm> = OneOf(&[
 ]);
 
 pub(super) const CLAIM: ParsedString<String> =
-    ParsedString { name: "a claim name", parse: parse_claim, format: String::clone };
+    ParsedString { name: "a claim name", pattern: formats::NOT_EMPTY, parse: parse_claim, format: String::clone };
 
 const AUDIENCE: ParsedString<String> =
-    ParsedString { name: "a value of `aud`", parse: parse_claim, format: String::clone };
+    ParsedString { name: "a value of `aud`", pattern: formats::NOT_EMPTY, parse: parse_claim, format: String::clone };
 
 const LOCATION: ParsedString<TokenLocation> = ParsedString {
     name: "\"bearer\", \"header:NAME\" or \"cookie:NAME\"",
+    pattern: concat!("bearer|(header|cookie):", token!()),
     parse: parse_location,
     format: format_location,
 };
@@ -57,6 +60,7 @@ const LOCATION: ParsedString<TokenLocation> = ParsedString {
 /// Reads `identity.user` in its table form: the claim that names the user, and the token
 /// verification.
 pub(super) fn read(user: &TableReader<'_>) -> Option<(IdentitySource, TokenConfig)> {
+    user.constraint(constraints::exactly_one(&["jwt"]));
     let read = user.optional_table("jwt", token_config);
     if read.is_none() {
         let problem = ConfigProblem::new(FaultCode::Missing, "`jwt` is missing");

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::super::constraints;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::node::DocumentValue;
 use super::super::read_context::Located;
@@ -30,6 +31,7 @@ pub(super) fn dns(root: &TableReader<'_>) -> DnsConfig {
 
 /// Every upstream with the location of its name.
 pub(super) fn read(root: &TableReader<'_>) -> Vec<(UpstreamConfig, DocumentLocation)> {
+    root.constraint(constraints::names("upstreams", formats::NAME_PATTERN));
     root.named_tables("upstreams", |name, table| {
         if let Err(problem) = formats::parse_name(name.value) {
             table.context.error(&name.at, problem);
@@ -80,6 +82,8 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
     }
     let default = UpstreamConfig::new(name.into(), addresses);
     let policy = table.value_or("balance", &BALANCE, default.balance.policy);
+    table.constraint(constraints::needs("hash_by", "balance"));
+    table.constraint(constraints::refused_by("hash_by", ("balance", &["round-robin", "least-request", "ewma"])));
     let hash_by = table.value_or("hash_by", &formats::HASH_KEY, default.hash_by);
     if table.has("hash_by") && policy != BalancePolicy::ConsistentHash {
         let problem = ConfigProblem::bad_value("`hash_by` has no effect without `balance = \"consistent-hash\"`");
@@ -119,6 +123,8 @@ fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
         OneOf(&[("1.2", Some(UpstreamTlsVersion::V12)), ("1.3", Some(UpstreamTlsVersion::V13))]);
     const PROTOCOLS: OneOf<UpstreamProtocol> =
         OneOf(&[("h2", Some(UpstreamProtocol::Http2)), ("http/1.1", Some(UpstreamProtocol::Http1))]);
+    table.constraint(constraints::needs("cert", "key"));
+    table.constraint(constraints::needs("key", "cert"));
     let server_name = table.optional("server_name", &formats::SERVER_NAME).map(|name| name.value);
     let (verify, verify_at) = table.located_or("verify", &Boolean, true);
     let min_version = table.value_or("min_version", &VERSIONS, UpstreamTlsVersion::default());
@@ -158,6 +164,8 @@ fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
     Some(UpstreamTlsConfig { ca, server_name, identity, identity_file, verify, min_version, protocols })
 }
 
+const WEIGHT: IntegerRange = IntegerRange(1..=1_000);
+
 /// An endpoint as a URL, or as a table with its URL and weight.
 struct WeightedEndpoint;
 
@@ -177,6 +185,20 @@ impl ValueKind for WeightedEndpoint {
         format!("{{ url = {url}, weight = {weight}{zone} }}")
     }
 
+    fn schema(&self) -> serde_json::Value {
+        let table = serde_json::json!({
+            "type": "object",
+            "properties": {
+                "url": formats::ENDPOINT.schema(),
+                "weight": WEIGHT.schema(),
+                "zone": formats::NAME.schema(),
+            },
+            "required": ["url"],
+            "additionalProperties": false,
+        });
+        serde_json::json!({ "anyOf": [formats::ENDPOINT.schema(), table] })
+    }
+
     fn read(&self, input: &InputValue<'_>) -> Result<Self::Value, ConfigProblem> {
         let DocumentValue::Table(entries) = &input.node.value else {
             return Ok((formats::ENDPOINT.read(input)?, 1, None));
@@ -186,7 +208,7 @@ impl ValueKind for WeightedEndpoint {
             let input = InputValue { node: &entry.node, ..*input };
             match &*entry.key {
                 "url" => address = Some(formats::ENDPOINT.read(&input)?),
-                "weight" => weight = IntegerRange(1..=1_000).read(&input)?,
+                "weight" => weight = WEIGHT.read(&input)?,
                 "zone" => zone = Some(formats::NAME.read(&input)?),
                 other => {
                     let problem = ConfigProblem::new(FaultCode::UnknownKey, format!("unknown key `{other}`"));

@@ -8,6 +8,7 @@ mod credentials;
 mod irregular_files;
 mod kubernetes;
 mod rejected;
+mod schema;
 mod tokens;
 
 use std::path::Path;
@@ -31,7 +32,11 @@ fn parse(text: &str, format: DocumentFormat) -> Result<(Config, ConfigReport), C
 
 fn parse_in(base: &Path, text: &str, format: DocumentFormat) -> Result<(Config, ConfigReport), ConfigReport> {
     let env = |name: &str| (name == "PORT").then(|| "9000".to_owned());
-    Config::parse(&ConfigDocument { name: "test.toml", text, format, base, env: &env })
+    let parsed = Config::parse(&ConfigDocument { name: "test.toml", text, format, base, env: &env });
+    if parsed.is_ok() {
+        assert_eq!(schema::schema_fault(text, format), None, "accepted, but not by the schema:\n{text}");
+    }
+    parsed
 }
 
 fn parse_toml(text: &str) -> Result<(Config, ConfigReport), ConfigReport> {

@@ -339,7 +339,7 @@ impl StreamExchange {
         let StreamExchange { handle, buffers, .. } = &self;
         let ExchangeBuffers { response, .. } = &**buffers.as_ref().expect("taken by drop only");
         poll_fn(|cx| handle.poll_room(cx)).await;
-        let Tunnel { connection, in_flight: _in_flight } = tunnel;
+        let Tunnel { connection, mut in_flight } = tunnel;
         let (mut up, down) = http2::tunnel(*connection, handle.upload());
         handle.begin_response(response, ResponseBody::Tunnel(Box::new(down)), None);
         let mut relay = TunnelRelay::new(idle_timeout);
@@ -349,6 +349,8 @@ impl StreamExchange {
         }
         drop(handle.take_body());
         let bytes = handle.sent_bytes();
+        in_flight.add_received(bytes);
+        in_flight.set_sent(handle.upload().map_or(0, |upload| upload.arrived_bytes()));
         self.is_reported = true;
         let ended_by = self.ended_by();
         let StreamExchange { shared, snapshot, arrival, buffers, .. } = &mut self;

@@ -6,17 +6,11 @@ use std::time::Instant;
 use serde_json::{Value, json};
 use shard::{ShardBreakerState, ShardReport};
 
-use super::super::bounded_lists;
+use super::super::bounded_lists::{self, ROUTES_MAX};
 use super::sample::{CounterSample, RequestRates, RouteCounts, per_second};
 use crate::limit::{self, LimitConfig};
 use crate::pipeline::Snapshot;
 use crate::route::Route;
-
-/// Routes that are shown, those with most requests first: a page of more is not read, and is sent
-/// every second.
-const ROUTES_MAX: usize = 200;
-/// Denied callers that are shown.
-const DENIALS_MAX: usize = 20;
 
 /// Two samples, with the seconds between them.
 pub(super) struct SamplePair<'s> {
@@ -41,7 +35,7 @@ impl SamplePair<'_> {
     }
 }
 
-/// The routes that are shown, and the number of those that are not.
+/// The routes that are shown, those with most requests, and the number of those that are not.
 pub(super) fn routes(snapshot: &Snapshot, samples: &SamplePair<'_>) -> (Vec<Value>, usize) {
     let mut routes: Vec<_> = snapshot.routes.iter().map(|route| (route, samples.route(&route.config.name))).collect();
     let hidden = routes.len().saturating_sub(ROUTES_MAX);
@@ -54,12 +48,10 @@ pub(super) fn routes(snapshot: &Snapshot, samples: &SamplePair<'_>) -> (Vec<Valu
 }
 
 fn route_row(route: &Route, rates: RequestRates) -> Value {
-    let mut row = rates.to_json();
-    row["name"] = json!(&*route.config.name);
-    row["upstream"] = json!(route.target.as_ref().map(|target| &*target.upstream.config().name));
-    row["canary"] = json!(route.canary.as_ref().map(|target| &*target.upstream.config().name));
-    row["mirror"] = json!(route.mirror.as_ref().map(|mirror| &*mirror.upstream.config().name));
-    row["breaker"] = json!(route.target.as_ref().map(|target| target.breaker.state().as_str()));
+    let (mut row, mut rates) = (bounded_lists::route_row(route), rates.to_json());
+    if let (Value::Object(row), Value::Object(rates)) = (&mut row, &mut rates) {
+        row.append(rates);
+    }
     row
 }
 
@@ -77,14 +69,16 @@ fn upstream_row(mut upstream: Value, samples: &SamplePair<'_>) -> Value {
         let key = (name.clone(), endpoint["name"].as_str().unwrap_or_default().to_owned());
         let counts = |sample: &CounterSample| sample.endpoints.get(&key).copied().unwrap_or_default();
         let (current, earlier) = (counts(samples.current), counts(samples.earlier));
-        endpoint["calls_per_second"] = json!(samples.rate([current[0], earlier[0]]));
-        endpoint["failures_per_second"] = json!(samples.rate([current[1], earlier[1]]));
+        let rates = ["calls", "failures", "bytes_sent", "bytes_received"].map(|name| format!("{name}_per_second"));
+        for (index, key) in rates.iter().enumerate() {
+            endpoint[key] = json!(samples.rate([current[index], earlier[index]]));
+        }
     }
     upstream
 }
 
-/// The rules with their rates, and the callers that were denied last. Callers are named by the hash
-/// that the access log has.
+/// The rules with their rates, and the denied callers. Callers are named by the hash that the
+/// access log has.
 pub(super) fn limits(snapshot: &Snapshot, config: &LimitConfig, samples: &SamplePair<'_>) -> Value {
     let mut list = limit::list_rules(&snapshot.limiter, config);
     for rule in list["rules"].as_array_mut().into_iter().flatten() {
@@ -97,7 +91,6 @@ pub(super) fn limits(snapshot: &Snapshot, config: &LimitConfig, samples: &Sample
         let lease = snapshot.limiter.leases().find(|(rule, _)| ***rule == *name);
         rule["local_fallback"] = json!(lease.map(|(_, lease)| limit::is_local_fallback(lease)));
     }
-    list["denials"] = json!(limit::latest_denials(&snapshot.limiter, DENIALS_MAX));
     list
 }
 

@@ -75,8 +75,8 @@ fn is_hit(result: CacheResult) -> bool {
 
 /// Evaluations of one rule: passed, denied, and those that shadow mode would have denied.
 pub(super) type RuleCounts = [u64; 3];
-/// Calls of one endpoint, and those of them that failed.
-pub(super) type CallCounts = [u64; 2];
+/// Calls of one endpoint, those of them that failed, and the bytes sent and received.
+pub(super) type CallCounts = [u64; 4];
 
 /// The counters at one moment, by name.
 pub(super) struct CounterSample {
@@ -94,7 +94,9 @@ impl CounterSample {
             let endpoints = upstream.endpoints();
             let calls = endpoints.list().iter().map(|endpoint| {
                 let (calls, failures) = endpoint.calls();
-                ((upstream.config().name.to_string(), endpoint.name.to_string()), [calls, failures])
+                let (sent, received) = endpoint.bytes();
+                let counts = [calls, failures, sent, received];
+                ((upstream.config().name.to_string(), endpoint.name.to_string()), counts)
             });
             calls.collect::<Vec<_>>()
         });
