@@ -449,7 +449,7 @@ impl ListenerTask {
         let socket = TcpListener::from_std(self.socket.try_clone()?)?;
         // False for a socket that another program has opened.
         let has_nodelay = SockRef::from(&socket).tcp_nodelay()?;
-        let admit = |stream, peer| self.admit_and_handle(stream, peer, has_nodelay, &handle);
+        let admit = |stream, peer| self.admit_and_handle((stream, peer), has_nodelay, &handle);
         let _listening = OpenListener::new(&self.table);
         let owner = loop {
             let accepted = tokio::select! {
@@ -491,8 +491,7 @@ impl ListenerTask {
     /// `TCP_NODELAY` set.
     fn admit_and_handle(
         &self,
-        stream: TcpStream,
-        peer: SocketAddr,
+        (stream, peer): (TcpStream, SocketAddr),
         has_nodelay: bool,
         handle: &impl Fn(AcceptedConnection),
     ) {
