@@ -87,7 +87,7 @@ impl ConnectionAccount {
         self.beside_streams() - self.held.get() - self.exposed.get()
     }
 
-    fn streams_to_come(&self) -> usize {
+    pub(super) fn streams_to_come(&self) -> usize {
         STREAMS_MAX.saturating_sub(self.streams.get() + self.deferred.get())
     }
 

@@ -186,6 +186,7 @@ impl<B: BodySource> Http2Connection<B> {
                 return Err(Http2ErrorCode::FrameSize);
             }
             let shrinkage = self.first_window.borrow_mut().acknowledge();
+            self.shared.set_first_window(self.first_window.borrow().bytes());
             if shrinkage > 0 {
                 self.uploads_of_streams(|upload| upload.shrink_window(shrinkage));
             }

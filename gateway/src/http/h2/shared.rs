@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Waker};
 
 use super::account::{ConnectionAccount, WINDOW_BASE};
+use super::frame::WINDOW_DEFAULT_BYTES;
 use super::memory_budget::MemoryBudget;
 
 /// The largest window of a stream, which bounds the speed of an upload together with the round-trip
@@ -34,6 +35,8 @@ pub(super) struct ConnectionShared {
     window: Cell<u32>,
     /// The window was not opened when it was time.
     is_withheld: Cell<bool>,
+    /// The window of a new stream.
+    first_window: Cell<u32>,
     uploads: Cell<UploadWindows>,
 }
 
@@ -58,6 +61,7 @@ impl ConnectionShared {
             credits: RefCell::default(),
             window: Cell::new(WINDOW_BASE),
             is_withheld: Cell::new(false),
+            first_window: Cell::new(WINDOW_DEFAULT_BYTES),
             uploads: Cell::default(),
         })
     }
@@ -116,9 +120,17 @@ impl ConnectionShared {
         self.account.set_exposed(allowed.saturating_sub(WINDOW_BASE as usize));
     }
 
-    /// Bytes beyond those accounted for that the client may send to new streams.
+    /// Sets the window of new streams.
+    pub(super) fn set_first_window(&self, bytes: u32) {
+        self.first_window.set(bytes);
+    }
+
+    /// Bytes beyond those accounted for that the client may send to new streams, with the windows
+    /// that they have at first.
     pub(super) fn exposable(&self) -> usize {
-        (self.window.get().saturating_sub(WINDOW_BASE) as usize).saturating_sub(self.account.exposed())
+        let to_come = self.account.streams_to_come().saturating_mul(self.first_window.get() as usize);
+        let possible = (self.window.get() as usize).min(self.uploads.get().open.saturating_add(to_come));
+        possible.saturating_sub(WINDOW_BASE as usize + self.account.exposed())
     }
 
     /// Whether a further stream may begin; `has_upload`: its request has not ended.

@@ -112,6 +112,7 @@ impl<B: BodySource> Http2Connection<B> {
         let is_left = self.shared.is_window_left(first_window.is_small());
         let Some(bytes) = first_window.change(is_left) else { return };
         let growth = first_window.growth();
+        self.shared.set_first_window(first_window.bytes());
         if growth > 0 {
             self.uploads_of_streams(|upload| upload.enlarge_window(growth));
         }
