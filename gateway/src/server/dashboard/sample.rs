@@ -31,14 +31,16 @@ impl RouteCounts {
             let counted = CacheResult::ALL.iter().copied().filter(|result| is_counted(*result));
             counted.map(|result| counters.cache_results.get(result)).sum()
         };
+        let responses = StatusClass::ALL.iter().map(|class| of_class(*class)).sum();
         RouteCounts {
-            responses: StatusClass::ALL.iter().map(|class| of_class(*class)).sum(),
+            responses,
             client_errors: of_class(StatusClass::ClientError),
             errors: of_class(StatusClass::ServerError),
             degraded: counters.degraded.get(),
             hits: sum(is_hit),
             lookups: sum(|result| result != CacheResult::Bypass),
-            durations: counters.duration.counts(),
+            // Hundreds of cells, which a route without a request need not read.
+            durations: if responses == 0 { DurationCounts::default() } else { counters.duration.counts() },
         }
     }
 
@@ -184,6 +186,12 @@ mod tests {
         assert_eq!((rates.requests, rates.errors, rates.hit_ratio), (5.0, 0.5, Some(1.0)));
         let restarted = RequestRates::of(&counts(1, 0, 0).since(&counts(10, 1, 0)), 4.0);
         assert_eq!(restarted, RequestRates::default());
+        let histogram = crate::metrics::Histogram::default();
+        histogram.observe(std::time::Duration::from_millis(3));
+        let first = RouteCounts { responses: 1, durations: histogram.counts(), ..Default::default() };
+        let rates = RequestRates::of(&first.since(&RouteCounts::default()), 4.0);
+        assert!(rates.p50_ms.is_some_and(|millis| (2.5..=3.8).contains(&millis)), "{rates:?}");
+        assert_eq!(RequestRates::of(&RouteCounts::default().since(&RouteCounts::default()), 4.0).p50_ms, None);
         assert_eq!(per_second(7, 0.0), 0.0);
     }
 }
