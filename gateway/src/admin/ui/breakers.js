@@ -2,7 +2,7 @@
 
 import { byId, make, setClass, setText, sync } from "./dom.js";
 import { duration, number } from "./format.js";
-import { ask } from "./tools.js";
+import { ask, fleetOutcome } from "./tools.js";
 import { request } from "./stream.js";
 
 const CARDS_MAX = 60;
@@ -85,13 +85,13 @@ const time = () => byId("breaker-time");
 
 async function open(breaker, path) {
   const text = time().selectedOptions[0].textContent;
-  const isSure = await ask(`Open the breaker of ${nameOf(breaker)}? All its calls are rejected for ${text}.`, "Open");
+  const isSure = await ask(`Open the breaker of ${nameOf(breaker)}? All its calls are rejected for ${text}, at all gateways of the fleet.`, "Open");
   if (isSure) set("POST", path, `?state=open&for=${time().value}`);
 }
 
 async function close(breaker, path) {
   const text = time().selectedOptions[0].textContent;
-  const isSure = await ask(`Close the breaker of ${nameOf(breaker)}? All its calls are admitted for ${text}, whatever they return.`, "Close");
+  const isSure = await ask(`Close the breaker of ${nameOf(breaker)}? All its calls are admitted for ${text}, whatever they return, at all gateways of the fleet.`, "Close");
   if (isSure) set("POST", path, `?state=closed&for=${time().value}`);
 }
 
@@ -100,9 +100,9 @@ const clear = (_, path) => set("DELETE", path, "");
 async function set(method, path, query) {
   const result = byId("breaker-result");
   try {
-    const { ok, text } = await request(method, `/api/v1/breakers/${path}${query}`);
-    setClass(result, ok ? "good" : "bad");
-    setText(result, ok ? "Done." : text);
+    const { text, tone } = fleetOutcome(await request(method, `/api/v1/breakers/${path}${query}`));
+    setClass(result, tone);
+    setText(result, text);
   } catch {
     setClass(result, "bad");
     setText(result, "The gateway did not answer.");

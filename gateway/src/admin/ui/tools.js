@@ -90,14 +90,15 @@ async function override() {
   const question = `Set the limit ${rule} to ${mode} for ${percent} % of the callers, on all nodes, for ${until}?`;
   if (!(await ask(question, "Override"))) return { text: "Not changed.", tone: "" };
   const query = new URLSearchParams({ mode, percent, for: time });
-  return overrideOutcome(await request("POST", `${overridePath()}?${query}`));
+  return fleetOutcome(await request("POST", `${overridePath()}?${query}`));
 }
 
 async function clearOverride() {
-  return overrideOutcome(await request("DELETE", overridePath()));
+  return fleetOutcome(await request("DELETE", overridePath()));
 }
 
-function overrideOutcome({ ok, status, text }) {
+/// What a change says that is passed on to the fleet.
+export function fleetOutcome({ ok, status, text }) {
   if (!ok) return { text, tone: "bad" };
   return status === 200 ? { text: "Done.", tone: "good" }
     : { text: "Done here; other nodes have not acknowledged it yet.", tone: "warn" };
