@@ -178,7 +178,7 @@ fn stalled_upload(server: &Server) -> Uploader {
 fn send_until_stalled(mut uploader: Uploader) -> Uploader {
     let is_stalled = |uploader: &mut Uploader| {
         uploader.send();
-        !uploader.receive(Duration::from_millis(500))
+        !uploader.receive(Duration::from_secs(1))
     };
     while !is_stalled(&mut uploader) {}
     uploader
