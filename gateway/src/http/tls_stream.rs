@@ -43,7 +43,8 @@ impl TlsStream {
     /// written: a write of their own costs as much as that of a response.
     ///
     /// # Errors
-    /// `InvalidData` with a `rustls::Error`, of which an alert tells the peer; `UnexpectedEof`; those of the socket.
+    /// `InvalidData` with a `rustls::Error`, of which an alert tells the peer; `UnexpectedEof`;
+    /// those of the socket.
     pub(crate) fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let is_handshaking = self.session.is_handshaking();

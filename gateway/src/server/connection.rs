@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -14,7 +15,6 @@ use super::state::SharedState;
 use crate::accept::{AcceptedConnection, ConnectionPermit};
 use crate::http::deadline::ResettableDeadline;
 use crate::http::message::Scheme;
-use crate::http::socket;
 use crate::http::transport::TransportStream;
 use crate::peer::{ConnectionPeer, PeerDetails};
 use crate::proxy_protocol::{self, ProxiedClient, ProxyHeaderRefusal, ProxyProtocolMode};
@@ -114,7 +114,8 @@ impl ConnectionStart<'_> {
         let mut drain = self.context.drain_guard();
         let mut grace = None;
         poll_fn(|cx| {
-            if socket::poll_readable(stream, cx).is_ready() {
+            // The readiness of a new socket is assumed until a call would block.
+            if stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])).is_ready() {
                 return Poll::Ready(true);
             }
             if drain.poll_stage(cx, DrainStage::Closing).is_pending() {

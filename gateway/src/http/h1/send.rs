@@ -77,7 +77,8 @@ impl MessageWriter {
         &mut self.out
     }
 
-    /// As `head_buffer`, with as little space as possible unless the message is of `ReadSize::Normal`.
+    /// As `head_buffer`, with as little space as possible unless the message is of
+    /// `ReadSize::Normal`.
     pub(super) fn head_buffer_of(&mut self, size: ReadSize) -> &mut Vec<u8> {
         if size != ReadSize::Normal && self.out.capacity() == 0 {
             self.out.reserve_exact(HEAD_LEAST);
