@@ -271,12 +271,12 @@ impl<B: BodySource> Http2Connection<B> {
     }
 
     /// Sets how much of a response is read at first: beside many other streams a short response at
-    /// once, as long as the connection may hold those.
+    /// once, as long as the connection may hold those. Memory beside uploads is left to them.
     fn set_read_size(&self, request: &mut Request, stream: &Http2Stream<B>) {
         if self.streams.borrow().len() < READERS_MAX {
             return;
         }
-        let is_granted = self.shared.account.account_short_read(buffer::SHORT);
+        let is_granted = stream.upload.is_none() && self.shared.account.account_short_read(buffer::SHORT);
         stream.read_grant.set(if is_granted { buffer::SHORT } else { 0 });
         request.read_size = if is_granted { ReadSize::Short } else { ReadSize::Least };
     }
