@@ -1,6 +1,6 @@
 //! HTTP client of the commands `purge` and `top` for the admin API of a running gateway.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
 use crate::purge::PurgeOrder;
@@ -25,6 +25,19 @@ pub enum AdminClientError {
     Rejected(String),
     #[error("the server at {0} is not a gateway of this version")]
     UnexpectedResponse(SocketAddr),
+}
+
+/// The admin address in `text`: `HOST:PORT`, or the URL of the dashboard as the gateway prints it.
+///
+/// # Errors
+/// The fault of the text.
+pub fn parse_address(text: &str) -> Result<SocketAddr, String> {
+    let address = text.strip_prefix("http://").map_or(text, |rest| rest.split('/').next().unwrap_or_default());
+    let resolved = address.to_socket_addrs().map_err(|error| format!("{error}; such as 127.0.0.1:9900"))?;
+    // A gateway listens on IPv4 by default; a name often has addresses of both families.
+    let mut addresses: Vec<SocketAddr> = resolved.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    addresses.first().copied().ok_or_else(|| "the name has no address".to_owned())
 }
 
 /// Sends the order to the gateway at `address` and returns the JSON outcome.
@@ -68,5 +81,21 @@ fn read(
         401 => Err(AdminClientError::TokenMissing),
         400 | 403 | 429 | 503 => Err(AdminClientError::Rejected(text.trim_end().to_owned())),
         _ => Err(AdminClientError::UnexpectedResponse(address)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn admin_address_is_an_address_a_name_or_a_url() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 9900));
+        for text in ["127.0.0.1:9900", "http://127.0.0.1:9900/", "http://127.0.0.1:9900", "localhost:9900"] {
+            assert_eq!(parse_address(text), Ok(address), "{text}");
+        }
+        for text in ["", "9900", "127.0.0.1", "https://127.0.0.1:9900"] {
+            assert!(parse_address(text).is_err(), "{text}");
+        }
     }
 }

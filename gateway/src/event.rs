@@ -19,7 +19,7 @@ use json_lines::{JsonLines, LogTime};
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, debug, error, info, warn};
 use tracing_subscriber::fmt::format::JsonFields;
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer as _, Registry, fmt, reload};
 
@@ -538,11 +538,33 @@ pub enum LogFormat {
     Text,
 }
 
-static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
+static LEVEL: OnceLock<reload::Handle<LineFilter, Registry>> = OnceLock::new();
+
+/// Passes lines of a level and above. Those of libraries below `ERROR` have no event, and clients
+/// can cause some of them at will: they are for debugging.
+struct LineFilter(Level);
+
+impl LineFilter {
+    fn passes(&self, level: Level, target: &str) -> bool {
+        let is_own =
+            || ["gateway", "shard", "limiter", "tidegate"].contains(&target.split(':').next().unwrap_or_default());
+        level <= self.0 && (level == Level::ERROR || self.0 >= Level::DEBUG || is_own())
+    }
+}
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for LineFilter {
+    fn enabled(&self, line: &tracing::Metadata<'_>, _: Context<'_, S>) -> bool {
+        self.passes(*line.level(), line.target())
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::from_level(self.0))
+    }
+}
 
 /// Writes log lines of `level` and above to standard error. A second call changes only the level.
 pub fn init(level: Level, format: LogFormat) {
-    let (filter, handle) = reload::Layer::new(LevelFilter::from_level(level));
+    let (filter, handle) = reload::Layer::new(LineFilter(level));
     let lines = match format {
         LogFormat::Json => {
             let layer = fmt::layer().event_format(JsonLines).fmt_fields(JsonFields::new());
@@ -562,7 +584,7 @@ pub fn init(level: Level, format: LogFormat) {
 /// Changes the level of a subscriber that `init` installed.
 pub(crate) fn set_level(level: Level) {
     let Some(handle) = LEVEL.get() else { return };
-    if let Err(error) = handle.reload(LevelFilter::from_level(level)) {
+    if let Err(error) = handle.reload(LineFilter(level)) {
         warn!(%error, "the log level was not changed");
     }
 }
@@ -580,6 +602,15 @@ mod tests {
         assert_eq!(throttle.pass(Duration::from_millis(1_004)), None);
         assert_eq!(throttle.pass(Duration::from_millis(1_005)), Some(2));
         assert_eq!(throttle.pass(Duration::from_millis(9_000)), Some(0));
+    }
+
+    #[test]
+    fn lines_of_libraries_are_for_debugging() {
+        let info = LineFilter(Level::INFO);
+        assert!(info.passes(Level::INFO, "gateway::event") && info.passes(Level::WARN, "shard"));
+        assert!(!info.passes(Level::DEBUG, "gateway::event") && !info.passes(Level::WARN, "rustls::check"));
+        assert!(!info.passes(Level::WARN, "gateways") && info.passes(Level::ERROR, "rustls::check"));
+        assert!(LineFilter(Level::DEBUG).passes(Level::WARN, "rustls::check"));
     }
 
     #[test]

@@ -138,8 +138,8 @@ struct PurgeArguments {
     /// Purge this node of the fleet only (its `server.node`)
     #[arg(long)]
     node: Option<String>,
-    /// Admin address of the gateway
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9900")]
+    /// Admin address of the gateway, or the URL of its dashboard
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9900", value_parser = admin_client::parse_address)]
     admin: SocketAddr,
     /// Token of the admin address
     #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true)]
@@ -151,8 +151,8 @@ struct TopArguments {
     /// Print one snapshot and exit, as without a terminal
     #[arg(long)]
     once: bool,
-    /// Admin address of the gateway
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9900")]
+    /// Admin address of the gateway, or the URL of its dashboard
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:9900", value_parser = admin_client::parse_address)]
     admin: SocketAddr,
     /// Token of the admin address
     #[arg(long, env = "ADMIN_TOKEN", hide_env_values = true)]

@@ -183,11 +183,21 @@ fn state_of_a_breaker_applies_to_the_fleet_or_to_one_node() {
     wait_for(|| (status(&one), status(&other)) == (503, 503), 5 * SECOND);
     let late = node("late");
     wait_for(|| status(&late) == 503, 10 * SECOND);
+    // A state of one node hides that of the fleet until it expires.
+    assert_eq!(send(&other, "POST", "route/all?state=closed&for=2s&node=one").0, 200);
+    wait_for(|| status(&one) == 200, 5 * SECOND);
+    assert_eq!(status(&other), 503);
+    wait_for(|| status(&one) == 503, 5 * SECOND);
     // The later one of a route and of its upstream applies.
     let (code, reply) = send(&other, "POST", "upstream/origin?state=closed&for=1h&node=one");
     assert_eq!((code, &reply["acknowledged_nodes"]), (200, &serde_json::json!(["one"])), "{reply}");
     wait_for(|| status(&one) == 200, 5 * SECOND);
     assert_eq!((status(&other), status(&late)), (503, 503));
+    // The end of the state of an upstream leaves those of its routes.
+    assert_eq!(send(&other, "DELETE", "upstream/origin").0, 200);
+    wait_for(|| status(&one) == 503, 5 * SECOND);
+    assert_eq!((status(&other), status(&late)), (503, 503));
+    assert_eq!(send(&other, "POST", "route/all?state=open&for=1h&node=one").0, 200);
     let (code, reply) = send(&other, "DELETE", "route/all");
     assert_eq!((code, count(&reply, "acknowledged_nodes")), (200, 3), "{reply}");
     wait_for(|| [&one, &other, &late].map(status) == [200; 3], 5 * SECOND);

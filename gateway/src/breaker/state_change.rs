@@ -6,8 +6,6 @@ use super::state::ManualState;
 
 /// The text by which a state is ended.
 const JUDGE_TEXT: &str = "judge";
-/// The longest time of a state. The end of a state is known to the fleet for as long.
-const DURATION_MAX: Duration = Duration::from_secs(8 * 86_400);
 
 /// A change, which applies to the breakers of a route or of an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,14 +32,6 @@ impl BreakerStateChange {
         }
         ManualState::parse(text).map(|state| BreakerStateChange::Set(state, duration))
     }
-
-    /// How long the fleet has to know of it.
-    pub(crate) fn duration(self) -> Duration {
-        match self {
-            BreakerStateChange::Set(_, duration) => duration,
-            BreakerStateChange::Judge => DURATION_MAX,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -53,10 +43,7 @@ mod tests {
         let duration = Duration::from_secs(60);
         for state in [ManualState::Open, ManualState::Closed] {
             let change = BreakerStateChange::Set(state, duration);
-            assert_eq!(
-                (BreakerStateChange::from_text(change.to_text(), duration), change.duration()),
-                (Some(change), duration)
-            );
+            assert_eq!(BreakerStateChange::from_text(change.to_text(), duration), Some(change));
         }
         let judge = BreakerStateChange::Judge;
         assert_eq!(BreakerStateChange::from_text(judge.to_text(), duration), Some(judge));

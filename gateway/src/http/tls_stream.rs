@@ -39,8 +39,8 @@ impl TlsStream {
         &self.session
     }
 
-    /// Completes the handshake. The session tickets of TLS 1.3 leave with the first bytes that are
-    /// written: a write of their own costs as much as that of a response.
+    /// Completes the handshake. The session tickets of TLS 1.3 leave with the first response if its
+    /// request has arrived with the handshake: a write of their own costs as much.
     ///
     /// # Errors
     /// `InvalidData` with a `rustls::Error`, of which an alert tells the peer; `UnexpectedEof`;
@@ -73,8 +73,17 @@ impl TlsStream {
                     read => return Poll::Ready(read),
                 }
             }
-            ready!(self.poll_receive(cx))?;
+            let Poll::Ready(received) = self.poll_receive(cx) else { return self.poll_idle(cx) };
+            received?;
         }
+    }
+
+    /// Pending. A client that sends nothing now gets the session tickets.
+    fn poll_idle<T>(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+        if self.session.wants_write() {
+            ready!(self.poll_flush(cx))?;
+        }
+        Poll::Pending
     }
 
     /// Receives once and decrypts complete records. Returns the number of received bytes; 0 is the
@@ -109,7 +118,10 @@ impl TlsStream {
                 _ => return Poll::Ready(Ok(())),
             }
         }
-        socket::poll_readable(&self.tcp, cx)
+        match socket::poll_readable(&self.tcp, cx) {
+            Poll::Pending => self.poll_idle(cx),
+            ready => ready,
+        }
     }
 
     /// Writes from slices, not all empty, and flushes. Bytes that were accepted may still be in the

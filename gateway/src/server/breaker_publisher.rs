@@ -1,14 +1,14 @@
 //! States of breakers that an operator has set, of this node and its fleet: one named override on
-//! the bus for each route or upstream.
+//! the bus for each route or upstream, and one more for each node with a state of its own.
 //!
 //! Every node applies the latest one of those for a breaker, whichever node published it, across
-//! reloads and restarts. Of an override for a route and one for its upstream, the later one
-//! applies.
+//! reloads and restarts. Of an override for a route and one for its upstream, or for the fleet and
+//! for a node, the later one applies until it expires, then the earlier one.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use shard::{NamedOverride, OverrideRequest};
@@ -18,8 +18,32 @@ use super::state::{ACKNOWLEDGEMENT_TIMEOUT, SharedState, check_node};
 use crate::breaker::{Breaker, BreakerQuery, BreakerQueryError, BreakerStateChange, BreakerTarget};
 use crate::limit::AdminReply;
 
-/// Prefix of the names of overrides on the bus; the path of the breaker follows.
-const NAME_PREFIX: &str = "breaker:";
+/// Prefix of the names of overrides on the bus. The name of the node follows, if it is for one,
+/// then the path of the breaker after a colon.
+const NAME_PREFIX: &str = "breaker";
+/// How long the fleet knows that a breaker judges calls again for which no state is known here.
+const UNKNOWN_STATE_DURATION: Duration = Duration::from_secs(60);
+
+/// The name of an override on the bus.
+fn bus_name(target: &BreakerTarget, node: Option<&str>) -> String {
+    match node {
+        Some(node) => format!("{NAME_PREFIX}@{node}:{target}"),
+        None => format!("{NAME_PREFIX}:{target}"),
+    }
+}
+
+/// The breakers that such a name stands for.
+fn target_of(name: &str) -> Option<BreakerTarget> {
+    let rest = name.strip_prefix(NAME_PREFIX)?;
+    let path = match rest.strip_prefix(':') {
+        Some(path) => path,
+        None => {
+            let node_end = [":route/", ":upstream/"].iter().filter_map(|kind| rest.find(kind)).min()?;
+            rest.starts_with('@').then_some(&rest[node_end + 1..])?
+        }
+    };
+    BreakerTarget::parse(path).ok()
+}
 
 /// Publishes and applies states of breakers on the control thread.
 pub(super) struct BreakerPublisher {
@@ -39,12 +63,22 @@ struct ActiveState {
 impl ActiveState {
     /// `None`: it is of something else, or cannot be parsed.
     fn of(active: &NamedOverride, now: Instant) -> Option<Self> {
-        let target = BreakerTarget::parse(active.name.strip_prefix(NAME_PREFIX)?).ok()?;
+        let target = target_of(&active.name)?;
         let change = BreakerStateChange::from_text(&active.text, active.until.saturating_duration_since(now));
         if change.is_none() {
             tracing::debug!(name = active.name, text = active.text, "an override cannot be parsed");
         }
         Some(ActiveState { target, change: change?, version: active.version })
+    }
+
+    /// Whether it is no state, or one that was ended since. The states of others remain: those of
+    /// routes when that of their upstream is ended.
+    fn is_ended(&self, active: &[ActiveState]) -> bool {
+        self.change == BreakerStateChange::Judge
+            || active.iter().any(|other| {
+                let is_end = other.change == BreakerStateChange::Judge && other.target == self.target;
+                is_end && other.version > self.version
+            })
     }
 }
 
@@ -66,7 +100,7 @@ impl BreakerPublisher {
             return;
         }
         for breaker in breakers::list(&self.shared.snapshot.load()) {
-            let latest = active.iter().find(|active| active.target.includes(breaker.name()));
+            let latest = active.iter().find(|state| state.target.includes(breaker.name()) && !state.is_ended(&active));
             let before = applied.get(&Arc::as_ptr(breaker)).map(|(_, version)| *version);
             match latest {
                 Some(latest) if before != Some(latest.version) => {
@@ -84,6 +118,21 @@ impl BreakerPublisher {
                 Some(_) | None => {}
             }
         }
+    }
+
+    /// How long the fleet has to know of a change: of the end of a state until that would have
+    /// ended by itself. The registry of overrides is bounded.
+    fn duration(&self, change: BreakerStateChange, target: &BreakerTarget) -> Duration {
+        if let BreakerStateChange::Set(_, duration) = change {
+            return duration;
+        }
+        let (now, overrides) = (Instant::now(), self.shared.bus.overrides());
+        let active = overrides.iter().filter_map(|active| ActiveState::of(active, now));
+        let states = active.filter(|active| active.target == *target).filter_map(|active| match active.change {
+            BreakerStateChange::Set(_, left) => Some(left),
+            BreakerStateChange::Judge => None,
+        });
+        states.max().unwrap_or_default().max(UNKNOWN_STATE_DURATION)
     }
 
     /// Replies to a query. A state is published to the nodes it is for; the reply lists the nodes
@@ -105,7 +154,7 @@ impl BreakerPublisher {
         {
             return Err(BreakerQueryError::UnknownNode { node: node.clone(), nodes });
         }
-        let (name, duration) = (format!("{NAME_PREFIX}{target}"), change.duration());
+        let (name, duration) = (bus_name(&target, node.as_deref()), self.duration(change, &target));
         let request = OverrideRequest { name: &name, text: change.to_text(), duration, node: node.as_deref() };
         let published = self.shared.bus.publish_override(request, ACKNOWLEDGEMENT_TIMEOUT).await?;
         self.apply();
@@ -115,5 +164,23 @@ impl BreakerPublisher {
         value["unreachable_servers"] = published.unreachable_servers.iter().cloned().collect();
         let is_complete = published.unacknowledged_nodes.is_empty() && published.unreachable_servers.is_empty();
         Ok(AdminReply { value, is_complete })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_overrides_are_read_as_they_were_written() {
+        for path in ["route/orders", "route/a:b@c", "upstream/origin"] {
+            let target = BreakerTarget::parse(path).expect("a breaker");
+            for node in [None, Some("edge-1"), Some("10.0.0.1:9900")] {
+                assert_eq!(target_of(&bus_name(&target, node)).as_ref(), Some(&target), "{path} {node:?}");
+            }
+        }
+        for other in ["device", "breaker", "breaker@edge-1", "breaker@edge-1:limit/x", "breakers:route/a"] {
+            assert!(target_of(other).is_none(), "{other}");
+        }
     }
 }

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use super::client_clock::ClientClock;
+use super::frame::PAYLOAD_MAX;
 use super::shared::{ConnectionShared, UploadWindows};
 use crate::http::body::{BodyError, BodySource};
 use crate::http::exchange_clock::ExchangeTimeout;
@@ -51,8 +52,10 @@ struct UploadState {
     granted: u32,
     /// The first window, below which `granted` does not shrink.
     granted_min: u32,
-    /// Bytes that the client may have sent before it knew of a smaller first window.
-    early: u32,
+    /// Bytes beyond the window that one frame may have, which the client has sent before it used a
+    /// smaller first window.
+    overrun_allowed: u32,
+    has_overrun: bool,
     /// The windows as the connection counts them.
     counted: UploadWindows,
     /// Bytes that were read since the window was last opened.
@@ -117,7 +120,8 @@ impl UploadStream {
             window: window.into(),
             granted: window,
             granted_min: window,
-            early: 0,
+            overrun_allowed: 0,
+            has_overrun: false,
             counted: UploadWindows::default(),
             read: 0,
             arrived: 0,
@@ -201,8 +205,11 @@ impl UploadStream {
         let counted = length.saturating_add(padding);
         state.window -= i64::from(counted);
         // A frame without bytes needs no window (RFC 9113 section 6.9.1).
-        if state.window < -i64::from(state.early) && counted > 0 {
-            return Err(UploadFault::Window);
+        if state.window < 0 && counted > 0 {
+            if state.has_overrun || state.window < -i64::from(state.overrun_allowed) {
+                return Err(UploadFault::Window);
+            }
+            state.has_overrun = true;
         }
         if let Some(announced) = &mut state.announced {
             *announced = announced.checked_sub(u64::from(length)).ok_or(UploadFault::Length)?;
@@ -230,7 +237,7 @@ impl UploadStream {
     pub(super) fn shrink_window(&self, bytes: u32) {
         let state = &mut *self.state.borrow_mut();
         state.window -= i64::from(bytes);
-        state.early = state.early.max(bytes);
+        state.overrun_allowed = state.overrun_allowed.max(bytes);
         state.granted -= bytes;
         state.granted_min -= bytes;
         // The bytes that were read may be enough to open the smaller window.
@@ -376,6 +383,12 @@ impl UploadState {
         self.announced.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX))
     }
 
+    /// Bytes that the client may still send: those of its window, or of a frame beyond it.
+    fn open_bytes(&self) -> i64 {
+        let overrun = if self.has_overrun { 0 } else { self.overrun_allowed.into() };
+        self.window.max((self.window + overrun).min(PAYLOAD_MAX as i64))
+    }
+
     /// Tells the connection of changed windows. A stream that has ended has none, and one whose
     /// last bytes come needs no more than them.
     fn recount(&mut self, shared: &ConnectionShared) {
@@ -383,7 +396,7 @@ impl UploadState {
             Some(_) => UploadWindows::default(),
             None => UploadWindows {
                 streams: 1,
-                open: usize::try_from(self.window).unwrap_or(0).min(self.to_come()),
+                open: usize::try_from(self.open_bytes()).unwrap_or(0).min(self.to_come()),
                 grown: ((self.granted - self.granted_min) as usize).min(self.to_come()),
             },
         };
@@ -535,6 +548,10 @@ impl BodySource for Http2RequestBody {
             let upload = Rc::clone(&self.upload);
             let state = &mut *upload.state.borrow_mut();
             if state.received.is_empty() {
+                if state.is_discarded {
+                    // The rest is missing, although its end may have arrived.
+                    return Poll::Ready(Err(BodyError::Stream(RequestRefusal::BodyTruncated)));
+                }
                 match state.end {
                     Some(UploadEnd::Complete) => {
                         self.take_trailers(state);
@@ -625,6 +642,34 @@ mod tests {
             assert_eq!(upload.receive(&[0; WINDOW_FIRST as usize], 0), Ok(()));
             assert_eq!(upload.receive(data, padding), expected);
         }
+    }
+
+    /// Bytes that the client may send beyond a window that has shrunk are counted until a frame has
+    /// used them.
+    #[test]
+    fn one_frame_may_overrun_a_window_that_has_shrunk() {
+        let shared = ConnectionShared::new(MemoryBudget::unlimited());
+        let upload = UploadStream::new(1, WINDOW_FIRST, &shared);
+        let open = || upload.state.borrow().counted.open;
+        assert_eq!(open(), WINDOW_FIRST as usize);
+        upload.shrink_window(WINDOW_FIRST - WINDOW_FIRST_SMALL);
+        assert_eq!(open(), WINDOW_FIRST as usize, "all of it may still come");
+        assert_eq!(upload.receive(&[0; 8 << 10], 0), Ok(()));
+        assert_eq!(open(), 0);
+        assert_eq!(upload.receive(&[0], 0), Err(UploadFault::Window));
+    }
+
+    /// A request that has ended is not complete for its reader once its bytes were dropped.
+    #[test]
+    fn body_that_is_discarded_has_no_end() {
+        let shared = ConnectionShared::new(MemoryBudget::unlimited());
+        let upload = UploadStream::new(1, WINDOW_FIRST, &shared);
+        assert_eq!(upload.receive(&[0; 8 << 10], 0), Ok(()));
+        assert_eq!(upload.end(None), Ok(()));
+        upload.discard();
+        let mut body = Http2RequestBody::new(&upload, &HttpLimits::default(), &Request::default());
+        let filled = body.poll_fill(&mut Context::from_waker(Waker::noop()));
+        assert!(matches!(filled, Poll::Ready(Err(BodyError::Stream(RequestRefusal::BodyTruncated)))));
     }
 
     #[test]

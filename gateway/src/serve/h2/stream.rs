@@ -172,11 +172,14 @@ impl StreamExchange {
                 }
             });
             poll_fn(|cx| {
+                // Not polled again: a part of the request is missing.
+                if handle.is_stalled() {
+                    return Poll::Ready(None);
+                }
                 let polled = poll_catch(handling.as_mut(), cx);
                 send_interim(&interim, handle);
                 match polled {
                     Poll::Ready(handled) => Poll::Ready(Some(handled)),
-                    Poll::Pending if handle.is_stalled() => Poll::Ready(None),
                     Poll::Pending => handle.poll_reset(cx).map(|()| None),
                 }
             })
@@ -281,13 +284,18 @@ impl StreamExchange {
             response.fields = Fields::default();
         }
         let mut watch = ReadWatch::new(&snapshot.http, handle);
-        let ended = poll_fn(|cx| match handle.poll_body(cx) {
-            Poll::Ready(ended) => Poll::Ready(ended.map_err(|end| match end {
-                ResponseEnd::ClientClosed => ResponseAbort::ClientClosed,
-                ResponseEnd::Source(error) => ResponseAbort::Source(error),
-            })),
-            Poll::Pending if is_stalled(handle) => Poll::Ready(Err(ResponseAbort::Stalled)),
-            Poll::Pending => watch.poll(cx, handle).map(|()| Err(ResponseAbort::ClientTimeout)),
+        let ended = poll_fn(|cx| {
+            // The response is not polled again: a part of the request is missing.
+            if is_stalled(handle) {
+                return Poll::Ready(Err(ResponseAbort::Stalled));
+            }
+            match handle.poll_body(cx) {
+                Poll::Ready(ended) => Poll::Ready(ended.map_err(|end| match end {
+                    ResponseEnd::ClientClosed => ResponseAbort::ClientClosed,
+                    ResponseEnd::Source(error) => ResponseAbort::Source(error),
+                })),
+                Poll::Pending => watch.poll(cx, handle).map(|()| Err(ResponseAbort::ClientTimeout)),
+            }
         })
         .await;
         let ended = ended.and(if *tells_stall { Err(ResponseAbort::Stalled) } else { Ok(()) });
