@@ -128,7 +128,9 @@ fn changed_addresses_are_bound_and_old_ones_close_after_the_drain() {
         gateway.rewrite(&with([added, kept], admin));
         let successor = start_successor(&gateway);
         wait_for(|| !successor.stderr.events("ready").is_empty(), STEP_TIMEOUT);
-        let handed_over = gateway.process.stderr.events("handed_over");
+        let handed_over = || gateway.process.stderr.events("handed_over");
+        wait_for(|| !handed_over().is_empty(), STEP_TIMEOUT);
+        let handed_over = handed_over();
         assert_eq!((handed_over[0]["listeners"].as_u64(), handed_over[0]["kept"].as_u64()), (Some(1), Some(1)));
         // Clients of the removed address do not know yet: they are served for `drain_idle`.
         let response = Client::connect(removed).get("/", &[]);
