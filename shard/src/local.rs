@@ -37,7 +37,7 @@ const ENTRY_OVERHEAD_BYTES: usize = 400;
 
 /// Share of the memory for the L2 cache. The allocator and moka's pending evictions need the rest,
 /// as measured under churn by four threads (tests/memory.rs).
-const L2_SIXTEENTHS: usize = 13;
+const L2_SIXTEENTHS: usize = 12;
 
 /// Fraction of the memory for all L1 caches together.
 const L1_PART: usize = 16;

@@ -182,14 +182,17 @@ impl<M: EntryMeta> L1Cache<M> {
         }
     }
 
-    /// Removes invalid entries from the next `slots` slots.
-    pub(crate) fn sweep(&mut self, slots: usize, validity: ValidityCheck<'_>) {
+    /// Removes invalid entries from the next `slots` slots; returns their number.
+    pub(crate) fn sweep(&mut self, slots: usize, validity: ValidityCheck<'_>) -> usize {
+        let mut removed = 0;
         for _ in 0..slots {
             let at = self.advance();
             if self.slots[at].entry.as_ref().is_some_and(|entry| !entry.is_valid(validity)) {
                 self.clear(at);
+                removed += 1;
             }
         }
+        removed
     }
 
     /// Evicts entries without a recent hit, then any, in one bounded pass over part of the table.
