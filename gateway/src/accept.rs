@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use crate::event::Event;
 use crate::http::h2;
 use crate::metrics::{self, Counter, Counters, Label as _};
+use crate::peer::ClientNetwork;
 use crate::proxy_protocol::ProxyProtocolMode;
 use crate::{label, tls};
 
@@ -155,31 +156,14 @@ label! {
     }
 }
 
-/// The unit of the per-address limit: an IPv4 address, or an IPv6 /64, which is the usual
-/// allocation of one subscriber.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum ClientNetwork {
-    V4(u32),
-    V6(u64),
-}
-
-impl ClientNetwork {
-    /// `ip` is canonical: all IPv4-mapped IPv6 addresses would share one /64.
-    fn of(ip: IpAddr) -> Self {
-        match ip {
-            IpAddr::V4(ip) => ClientNetwork::V4(ip.to_bits()),
-            IpAddr::V6(ip) => ClientNetwork::V6((ip.to_bits() >> 64) as u64),
-        }
-    }
-
-    fn shard(self) -> usize {
-        let bits = match self {
-            ClientNetwork::V4(bits) => u64::from(bits),
-            ClientNetwork::V6(bits) => bits,
-        };
-        // Fibonacci hashing: adjacent addresses get different shards.
-        (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as usize % ADDRESS_SHARDS
-    }
+/// The part of the table in which a network is counted.
+fn shard_of(network: ClientNetwork) -> usize {
+    let bits = match network {
+        ClientNetwork::V4(bits) => u64::from(bits),
+        ClientNetwork::V6(bits) => bits,
+    };
+    // Fibonacci hashing: adjacent addresses get different shards.
+    (bits.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 60) as usize % ADDRESS_SHARDS
 }
 
 /// All connections of the process: counts, limits, and the queues between workers.
@@ -318,7 +302,7 @@ impl ConnectionTable {
         &self,
         network: ClientNetwork,
     ) -> MutexGuard<'_, HashMap<ClientNetwork, usize, foldhash::fast::RandomState>> {
-        self.addresses[network.shard()].lock().unwrap_or_else(PoisonError::into_inner)
+        self.addresses[shard_of(network)].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The least loaded worker, if `worker` (without the new connection) holds clearly more

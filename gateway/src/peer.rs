@@ -9,6 +9,24 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+/// One client as far as its address tells: an IPv4 address, or an IPv6 /64, which is the usual
+/// allocation of one subscriber.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum ClientNetwork {
+    V4(u32),
+    V6(u64),
+}
+
+impl ClientNetwork {
+    /// `ip` is canonical: all IPv4-mapped IPv6 addresses would share one /64.
+    pub(crate) fn of(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => ClientNetwork::V4(ip.to_bits()),
+            IpAddr::V6(ip) => ClientNetwork::V6((ip.to_bits() >> 64) as u64),
+        }
+    }
+}
+
 /// The client of a connection. Cloning is cheap.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectionPeer {

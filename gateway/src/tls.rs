@@ -14,6 +14,7 @@ mod validity;
 mod error;
 mod client_auth;
 mod failure;
+mod handshake_turns;
 mod server_configs;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -42,6 +44,7 @@ use crate::metrics;
 use crate::peer::{CertificateIndex, CertificateNames, ServerName, TlsFingerprint};
 use client_auth::LoadedClientAuth;
 use error::ErrorWithSource;
+use handshake_turns::HandshakeTurn;
 use server_configs::ServerConfigs;
 
 pub(crate) use client_auth::{ClientAuthConfig, ClientAuthMode};
@@ -209,22 +212,29 @@ impl TlsTerminator {
         handshake_timeout: Duration,
         client: IpAddr,
     ) -> Result<TlsConnection, TlsError> {
-        let handshake = match timeout(handshake_timeout, self.handshake(stream)).await {
+        let handshake = match timeout(handshake_timeout, self.handshake(stream, client)).await {
             Ok(handshake) => handshake.map_err(TlsError::Handshake),
             Err(_elapsed) => Err(TlsError::HandshakeTimeout),
         };
         handshake.inspect_err(|error| failure::report(error, client))
     }
 
-    async fn handshake(&self, tcp: TcpStream) -> io::Result<TlsConnection> {
+    async fn handshake(&self, tcp: TcpStream, client: IpAddr) -> io::Result<TlsConnection> {
         let (accepted, fingerprint) = read_hello(&tcp).await?;
+        let turn = HandshakeTurn::take(client).await;
         let server_config = Arc::clone(self.server_configs.load().of(&accepted.client_hello()));
         let session = match accepted.into_connection(server_config) {
             Ok(session) => session,
             Err((error, alert)) => return Err(refuse_hello(&tcp, error, alert).await),
         };
         let mut stream = TlsStream::new(tcp, session.into());
-        poll_fn(|cx| stream.poll_handshake(cx)).await?;
+        // The answer to the hello leaves before others have their turn.
+        let begun = poll_fn(|cx| Poll::Ready(stream.poll_handshake(cx))).await;
+        turn.end().await;
+        match begun {
+            Poll::Ready(completed) => completed?,
+            Poll::Pending => poll_fn(|cx| stream.poll_handshake(cx)).await?,
+        }
         let Connection::Server(connection) = stream.session() else { unreachable!("made by the server's acceptor") };
         let alpn = if connection.alpn_protocol() == Some(ALPN_H2) { Alpn::H2 } else { Alpn::H1 };
         let version = match connection.protocol_version() {

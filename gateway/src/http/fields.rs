@@ -57,7 +57,7 @@ pub struct Fields {
 /// empty `section` means that there is nothing to restore.
 #[derive(Clone, Copy, Default)]
 struct RestorePoint {
-    /// Bytes at the front of the text that are the section as received.
+    /// Bytes at the front of the text that are the section as received; over HTTP/2, its lines.
     section: u32,
     /// Bytes of the text: rewritten lines (those with other white space) follow the section.
     text: u32,
@@ -145,26 +145,44 @@ impl Fields {
             self.lines.push(entry);
             self.note_name(known, name);
         }
-        let [section, text, lines] = [section.len(), self.text.len(), self.lines.len()].map(u32::try_from);
+        self.set_restore_point(section.len());
+    }
+
+    fn set_restore_point(&mut self, section: usize) {
+        let [section, text, lines] = [section, self.text.len(), self.lines.len()].map(u32::try_from);
         if let (Ok(section), Ok(text), Ok(lines)) = (section, text, lines) {
             self.received = RestorePoint { section, text, lines, present: self.present };
         }
+    }
+
+    /// Makes the present lines those that `restore_received` restores. Fields without a line cannot
+    /// be restored.
+    pub(crate) fn keep_received(&mut self) {
+        self.set_restore_point(self.text.len());
+    }
+
+    /// Restores the lines as they were received; false if they are not known any more.
+    pub(crate) fn restore_received(&mut self) -> bool {
+        let RestorePoint { section, text, lines, present } = self.received;
+        if section == 0 {
+            return false;
+        }
+        self.text.truncate(text as usize);
+        self.lines.truncate(lines as usize);
+        self.present = present;
+        true
     }
 
     /// If `head` starts with the section that was loaded last, restores the lines of that section
     /// and returns its length. Otherwise changes nothing. A complete section is never a proper
     /// prefix of another, so the match is the whole section of `head`.
     pub(crate) fn restore_section(&mut self, head: &[u8]) -> Option<usize> {
-        let RestorePoint { section, text, lines, present } = self.received;
-        let section = self.text.get(..section as usize).filter(|section| !section.is_empty())?;
+        let section = self.text.get(..self.received.section as usize).filter(|section| !section.is_empty())?;
         if !head.starts_with(section) {
             return None;
         }
         let length = section.len();
-        self.text.truncate(text as usize);
-        self.lines.truncate(lines as usize);
-        self.present = present;
-        Some(length)
+        self.restore_received().then_some(length)
     }
 
     /// A copy without unused capacity and bytes.

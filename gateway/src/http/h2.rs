@@ -19,6 +19,7 @@ mod hpack_table;
 mod hpack_decode;
 mod hpack_encode;
 mod out_queue;
+mod repeated_head;
 mod request_head;
 mod memory_budget;
 mod account;

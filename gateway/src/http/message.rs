@@ -129,6 +129,9 @@ pub struct Request {
     pub connection: ConnectionOptions,
     /// Whether the head is byte-identical to the previous one that was parsed into this value.
     pub repeats_previous: bool,
+    /// The number of the field section that this head was read from (HTTP/2); `None`: it is not
+    /// known, and the next head is not compared with it.
+    pub section_number: Option<u64>,
     /// The protocols to which the client offers to switch (`Upgrade`), joined by commas; `None`
     /// without an offer that can be forwarded.
     pub upgrade: Option<Box<[u8]>>,
@@ -264,6 +267,7 @@ impl Default for Request {
             length: BodyLength::Empty,
             connection: ConnectionOptions::default(),
             repeats_previous: false,
+            section_number: None,
             upgrade: None,
             accepts_trailers: false,
             forwarded: None,
@@ -289,6 +293,7 @@ impl Request {
         self.length = BodyLength::Empty;
         self.connection = ConnectionOptions::default();
         self.repeats_previous = false;
+        self.section_number = None;
         self.upgrade = None;
         self.accepts_trailers = false;
         self.forwarded = None;
@@ -298,6 +303,15 @@ impl Request {
         self.is_canary = false;
         self.read_size = ReadSize::Normal;
         self.interim.clear();
+    }
+
+    /// Makes the head the one that was read into this value, as it was received; false if it cannot
+    /// be restored.
+    pub(super) fn repeat(&mut self) -> bool {
+        self.repeats_previous = self.fields.restore_received();
+        self.read_size = ReadSize::Normal;
+        self.interim.clear();
+        self.repeats_previous
     }
 
     /// Whether the request has credentials: a shared cache stores a response to it only with the

@@ -21,6 +21,7 @@ pub(crate) enum Tool {
     Taskset,
     Setpriv,
     Prlimit,
+    Chrt,
     Wrk,
     Nginx,
     Haproxy,
@@ -49,6 +50,7 @@ impl Tool {
             Tool::Taskset => "taskset",
             Tool::Setpriv => "setpriv",
             Tool::Prlimit => "prlimit",
+            Tool::Chrt => "chrt",
             Tool::Wrk => "wrk",
             Tool::Nginx => "nginx",
             Tool::Haproxy => "haproxy",
@@ -67,7 +69,7 @@ impl Tool {
     /// The package: of PyPI if the tool is optional, otherwise of Debian.
     pub(crate) fn package(self) -> &'static str {
         match self {
-            Tool::Taskset | Tool::Setpriv | Tool::Prlimit => "util-linux",
+            Tool::Taskset | Tool::Setpriv | Tool::Prlimit | Tool::Chrt => "util-linux",
             Tool::Varnishd => "varnish",
             Tool::H2load => "nghttp2-client",
             Tool::Perf => "linux-perf",
@@ -89,7 +91,7 @@ impl Tools {
     /// Finds the programs that every bench needs, and `others`.
     pub(crate) fn find(others: impl IntoIterator<Item = Tool>) -> Result<Self> {
         let (mut found, mut tools, mut packages) = (Vec::new(), Vec::new(), Vec::new());
-        for tool in [Tool::Taskset, Tool::Setpriv, Tool::Prlimit, Tool::Wrk].into_iter().chain(others) {
+        for tool in [Tool::Taskset, Tool::Setpriv, Tool::Prlimit, Tool::Chrt, Tool::Wrk].into_iter().chain(others) {
             match on_path(tool.name()) {
                 Some(path) => found.push((tool, path)),
                 None if tool.is_optional() => {}
@@ -140,6 +142,14 @@ impl Tools {
         let mut taskset = Command::new(self.path(Tool::Taskset));
         run_to_completion(taskset.args(["-a", "-c", "-p", &LOAD_CORE.to_string(), &pid]))?;
         self.raise_descriptors()
+    }
+
+    /// Lets the calling thread run only while no other thread needs its core.
+    pub(crate) fn run_thread_when_idle(&self) -> Result<()> {
+        let thread = fs::read_link("/proc/thread-self").map_err(LoadtestError::io("cannot read /proc/thread-self"))?;
+        // PID/task/TID
+        let id = thread.file_name().unwrap_or_default();
+        run_to_completion(Command::new(self.path(Tool::Chrt)).args(["--idle", "--pid", "0"]).arg(id))
     }
 
     /// Raises the limit of open files for this process and its children.

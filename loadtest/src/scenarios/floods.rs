@@ -118,7 +118,9 @@ impl FloodScenario<'_> {
         let (is_on, is_over, ended) = (AtomicBool::new(false), AtomicBool::new(false), AtomicUsize::new(0));
         let mut times = FloodTimes::default();
         let measured = thread::scope(|scope| {
-            scope.spawn(|| {
+            let flooding = scope.spawn(|| {
+                // The client's times are those of the gateway: it does not wait for the load's core.
+                self.tools.run_thread_when_idle()?;
                 while !is_over.load(Relaxed) {
                     if !is_on.load(Relaxed) {
                         thread::sleep(Duration::from_millis(1));
@@ -126,13 +128,15 @@ impl FloodScenario<'_> {
                         ended.fetch_add(1, Relaxed);
                     }
                 }
+                Ok(())
             });
             let measured = self.measure_client(address, config, (&is_on, &mut times));
             is_over.store(true, Relaxed);
-            measured
+            flooding.join().expect("the thread does not panic")?;
+            measured.map_err(LoadtestError::io(format!("the client beside {}", flood.name)))
         });
         times.connections = ended.load(Relaxed);
-        measured.map(|()| times).map_err(LoadtestError::io(format!("the client beside {}", flood.name)))
+        measured.map(|()| times)
     }
 
     fn measure_client(

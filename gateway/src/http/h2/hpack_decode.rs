@@ -44,6 +44,11 @@ impl HpackDecoder {
         HpackDecoder { table: DynamicTable::new(TABLE_BYTES), text: Vec::new() }
     }
 
+    /// Two sections with the same bytes have the same fields while this number is the same.
+    pub(super) fn table_changes(&self) -> u64 {
+        self.table.changes()
+    }
+
     /// Decodes a whole section and passes each field to `receive`.
     pub(super) fn decode(&mut self, section: &[u8], mut receive: impl FnMut(HpackField<'_>)) -> Result<(), HpackError> {
         let mut rest = section;

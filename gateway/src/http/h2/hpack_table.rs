@@ -130,14 +130,21 @@ pub(super) struct DynamicTable {
     entries: VecDeque<TableEntry>,
     size: usize,
     size_max: usize,
+    changes: u64,
 }
 
 impl DynamicTable {
     pub(super) fn new(size_max: usize) -> Self {
-        DynamicTable { entries: VecDeque::new(), size: 0, size_max }
+        DynamicTable { entries: VecDeque::new(), size: 0, size_max, changes: 0 }
+    }
+
+    /// A number that differs after each change: with one number, an index has one meaning.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
     }
 
     pub(super) fn set_size_max(&mut self, size_max: usize) {
+        self.changes += 1;
         self.size_max = size_max;
         self.evict(0);
     }
@@ -145,6 +152,7 @@ impl DynamicTable {
     /// Inserts a field, unless it is larger than the table, which it then empties (RFC 7541 section
     /// 4.4). `name` makes the name of the entry from that of the field.
     pub(super) fn insert(&mut self, field: HpackField<'_>, name: impl FnOnce(&[u8]) -> TableName) {
+        self.changes += 1;
         let size = field.name.len() + field.value.len() + ENTRY_OVERHEAD;
         self.evict(size);
         if size <= self.size_max {

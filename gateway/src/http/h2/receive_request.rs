@@ -12,6 +12,7 @@ use super::deferred::{DeferredStream, KeptFields};
 use super::frame::{self, FrameHead, Http2ErrorCode, number, unpadded};
 use super::memory_budget::StreamRefusal;
 use super::receiver::{PartialSection, ReceiveState};
+use super::repeated_head::ReceivedSection;
 use super::request_body::UploadStream;
 use super::request_head::{HeadDetails, HeadRefusal, is_name, is_value};
 use super::stream::Http2Stream;
@@ -20,6 +21,7 @@ use crate::http::body::BodySource;
 use crate::http::buffer::{self, ReadSize};
 use crate::http::fields::Fields;
 use crate::http::grpc;
+use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, Request};
 use crate::http::refusal::RequestRefusal;
 
@@ -65,6 +67,43 @@ pub(crate) struct IncomingRequest<B: BodySource> {
     pub(crate) head: Result<HeadDetails, HeadRefusal>,
     /// When its last byte was received.
     pub(crate) at: Instant,
+}
+
+/// Reads the head of a request from its section into `request`. `kept`: a place for its fields, which
+/// is taken away if they are too many. After a refusal of the head, `request` is its description.
+///
+/// # Errors
+/// The section cannot be decoded, and no later one.
+#[expect(clippy::too_many_arguments, reason = "a section, and what it is read into")]
+fn read_head(
+    state: &mut ReceiveState,
+    (bytes, ends_stream): (&[u8], bool),
+    limits: &HttpLimits,
+    kept: &mut Option<KeptFields>,
+    request: &mut Request,
+) -> Result<Result<HeadDetails, HeadRefusal>, Http2ErrorCode> {
+    let ReceiveState { decoder, reader, repeated, .. } = state;
+    let section = ReceivedSection { bytes, table_changes: decoder.table_changes(), ends_stream };
+    if kept.is_none()
+        && let Some(details) = repeated.restore(&section, request)
+    {
+        return Ok(Ok(details));
+    }
+    reader.begin(request);
+    let decoded = decoder.decode(bytes, |field| {
+        reader.receive(field, limits, request);
+        if kept.as_mut().is_some_and(|kept| !kept.push(field)) {
+            *kept = None;
+        }
+    });
+    decoded.map_err(|_| Http2ErrorCode::Compression)?;
+    let head = reader.finish(ends_stream, limits, request);
+    if let Ok(details) = head
+        && decoder.table_changes() == section.table_changes
+    {
+        repeated.keep(&section, details, request);
+    }
+    Ok(head)
 }
 
 impl<B: BodySource> Http2Connection<B> {
@@ -199,17 +238,9 @@ impl<B: BodySource> Http2Connection<B> {
     ) -> Result<FrameOutcome<B>, Http2ErrorCode> {
         let id = section.stream;
         self.last_stream.set(id);
-        let ReceiveState { decoder, reader, early_priorities, .. } = state;
-        reader.begin(request);
         let may_wait = self.shared.account.is_short(self.shared.exposable()) || !self.deferred.borrow().is_empty();
         let mut kept = may_wait.then(|| KeptFields::new(KEPT_FACTOR * self.limits.header_bytes));
-        let decoded = decoder.decode(bytes, |field| {
-            reader.receive(field, &self.limits, request);
-            if kept.as_mut().is_some_and(|kept| !kept.push(field)) {
-                kept = None;
-            }
-        });
-        decoded.map_err(|_| Http2ErrorCode::Compression)?;
+        let head = read_head(state, (bytes, section.ends_stream), &self.limits, &mut kept, request)?;
         if self.is_ignored(id) {
             // The client may send the request again elsewhere: it was told so.
             self.counts.borrow_mut().charge_control();
@@ -219,7 +250,6 @@ impl<B: BodySource> Http2Connection<B> {
             self.write_reset(id, Http2ErrorCode::Protocol);
             return Ok(FrameOutcome::Continue);
         }
-        let head = reader.finish(section.ends_stream, &self.limits, request);
         if head.as_ref().is_err_and(|refused| refused.refusal == RequestRefusal::HeadTooLarge) {
             // Its fields may be many times as many as its bytes. The response explains one of two.
             self.counts.borrow_mut().charge_reset();
@@ -246,6 +276,7 @@ impl<B: BodySource> Http2Connection<B> {
             }
         }
         let mut priority = head.as_ref().ok().and_then(|details| details.priority).unwrap_or_default();
+        let early_priorities = &mut state.early_priorities;
         if let Some(index) = early_priorities.iter().position(|(stream, _)| *stream == id) {
             priority = early_priorities.remove(index).map_or(priority, |(_, early)| early);
         }
@@ -348,5 +379,88 @@ impl<B: BodySource> Http2Connection<B> {
         self.shared.account.count_refusal(StreamRefusal::Connection);
         self.counts.borrow_mut().charge_reset();
         self.reset(stream, Http2ErrorCode::RefusedStream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::fields::KnownField;
+
+    const GET: &[u8] = b"\x82\x84\x87";
+    /// `:authority: a.test` and `x: 1`, inserted into the table and then the indices 63 and 62.
+    const INSERTIONS: &[u8] = b"\x82\x84\x87\x41\x06a.test\x40\x01x\x011";
+    const REPEATED: &[u8] = b"\x82\x84\x87\xbf\xbe";
+    /// `:authority` and one line without the table: with other values for the second.
+    const LITERAL: &[u8] = b"\x82\x84\x87\x01\x06a.test\x00\x01x\x012";
+    const TRAILERS: &[u8] = b"\x82\x84\x87\x01\x06a.test\x00\x02te\x08trailers";
+    const NO_FIELDS: &[u8] = b"\x82\x84\x87\x01\x06a.test";
+    const PRIORITY: &[u8] = b"\x82\x84\x87\x01\x06a.test\x00\x08priority\x03u=1";
+    const LONG_POST: &[u8] = b"\x83\x84\x87\x01\x06a.test\x0f\x0d\x015\x0f\x14\x0c100-continue";
+    const OTHER_FORM: &[u8] = b"\x82\x04\x04/%78\x87\x01\x06A.TEST\x00\x01x\x012";
+
+    fn read(state: &mut ReceiveState, section: &[u8], ends_stream: bool, request: &mut Request) -> String {
+        let head = read_head(state, (section, ends_stream), &HttpLimits::default(), &mut None, request);
+        let head = head.expect("the section can be decoded");
+        let Request { method, authority, target, received_path, length, connection, fields, upgrade, .. } = &*request;
+        let details = head.map(|details| (details.priority, details.bytes));
+        let target = (method, authority, target, received_path);
+        format!("{details:?} {target:?} {length:?} {connection:?} {fields:?} {upgrade:?}")
+    }
+
+    #[test]
+    fn previous_section_does_not_change_the_result() {
+        let all = [GET, REPEATED, LITERAL, TRAILERS, NO_FIELDS, PRIORITY, LONG_POST, OTHER_FORM];
+        let sections = || all.iter().flat_map(|section| [(*section, true), (*section, false)]);
+        let mut repetitions = 0;
+        for before in sections() {
+            for (section, ends_stream) in sections() {
+                let [mut used, mut new] = [ReceiveState::new(), ReceiveState::new()];
+                let mut requests = [Request::default(), Request::default()];
+                for state in [&mut used, &mut new] {
+                    read(state, INSERTIONS, true, &mut Request::default());
+                }
+                for request in &mut requests {
+                    read(&mut used, before.0, before.1, request);
+                    // What the gateway adds belongs to that exchange.
+                    request.fields.add(KnownField::Via, "2.0 tidegate");
+                }
+                let expected = read(&mut new, section, ends_stream, &mut Request::default());
+                for request in &mut requests {
+                    assert_eq!(read(&mut used, section, ends_stream, request), expected, "{before:?}, {section:?}");
+                    assert!(!request.repeats_previous || before == (section, ends_stream), "{before:?}, {section:?}");
+                    repetitions += usize::from(request.repeats_previous);
+                }
+            }
+        }
+        // All but those that are refused (two without an authority, one without its body) and two
+        // without a line.
+        assert_eq!(repetitions, 2 * (sections().count() - 5));
+    }
+
+    #[test]
+    fn index_that_means_something_else_is_decoded_again() {
+        let (mut state, mut request) = (ReceiveState::new(), Request::default());
+        read(&mut state, INSERTIONS, true, &mut request);
+        read(&mut state, REPEATED, true, &mut request);
+        read(&mut state, REPEATED, true, &mut request);
+        assert!(request.repeats_previous);
+        // Two more insertions: the same indices are other fields.
+        let other = b"\x82\x84\x87\x41\x06b.test\x40\x01x\x012";
+        read(&mut state, other, true, &mut Request::default());
+        read(&mut state, REPEATED, true, &mut request);
+        assert!(!request.repeats_previous);
+        assert_eq!((&*request.authority, request.fields.named(b"x").next()), ("b.test", Some(&b"2"[..])));
+    }
+
+    #[test]
+    fn removed_line_makes_the_head_a_new_one() {
+        let (mut state, mut request) = (ReceiveState::new(), Request::default());
+        for _ in 0..2 {
+            read(&mut state, LITERAL, true, &mut request);
+            request.fields.retain(|field| field.name != b"x");
+        }
+        read(&mut state, LITERAL, true, &mut request);
+        assert!(!request.repeats_previous && request.fields.named(b"x").next().is_some());
     }
 }

@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::hpack_decode::HpackDecoder;
 use super::priority::Priority;
+use super::repeated_head::RepeatedHead;
 use super::request_head::HeadReader;
 use crate::http::buffer::ReadBuffer;
 
@@ -18,6 +19,7 @@ pub(super) struct Receiver {
 pub(super) struct ReceiveState {
     pub(super) decoder: HpackDecoder,
     pub(super) reader: HeadReader,
+    pub(super) repeated: RepeatedHead,
     /// The field section that is being received in several frames.
     pub(super) section: Option<PartialSection>,
     pub(super) has_preface: bool,
@@ -39,6 +41,7 @@ impl ReceiveState {
         ReceiveState {
             decoder: HpackDecoder::new(),
             reader: HeadReader::default(),
+            repeated: RepeatedHead::default(),
             section: None,
             has_preface: false,
             has_settings: false,
