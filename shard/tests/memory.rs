@@ -13,9 +13,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const MIB: usize = 1 << 20;
 const THREADS: u64 = 4;
-/// Of the thread's CPU time; without batches it takes seconds. 6 to 30 ms were seen. It includes what the host of a
-/// virtual machine does: some take 40 to 75 µs for each page that was not used for seconds, which the guest sees as a
-/// slow instruction. A step must therefore bound how many cold entries it reads, not only how many it removes.
+/// Of the thread's CPU time; without batches it takes seconds. 6 to 30 ms were seen. It includes
+/// what the host of a virtual machine does: some take 40 to 75 us for each page that was not used
+/// for seconds, which the guest sees as a slow instruction. A step must therefore bound how many
+/// cold entries it reads, not only how many it removes.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 const HOUR: Duration = Duration::from_secs(3600);
 

@@ -1,10 +1,11 @@
 //! Turns of TLS handshakes on a thread: one ClientHello is answered per turn of the event loop, and
 //! those of several clients alternate.
 //!
-//! An answer takes 0.1 to 1 ms (key exchange and signature). Without turns, a client that opens many
-//! connections at once delays every request on the thread by the sum of its handshakes.
+//! An answer takes 0.1 to 1 ms (key exchange and signature). Without turns, a client that opens
+//! many connections at once delays every request on the thread by the sum of its handshakes.
 //!
-//! Invariant: at most one `HandshakeTurn` of a thread exists, and while handshakes wait, there is one.
+//! Invariant: at most one `HandshakeTurn` of a thread exists, and while handshakes wait, there is
+//! one.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};

@@ -119,7 +119,7 @@ impl FloodScenario<'_> {
         let mut times = FloodTimes::default();
         let measured = thread::scope(|scope| {
             let flooding = scope.spawn(|| {
-                // The client's times are those of the gateway: it does not wait for the load's core.
+                // The client has the core first, so that its times are those of the gateway.
                 self.tools.run_thread_when_idle()?;
                 while !is_over.load(Relaxed) {
                     if !is_on.load(Relaxed) {

@@ -19,11 +19,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
 
-/// Slots of the L1 cache swept per maintenance run: the whole table in 128 runs. Each reads and frees memory that
-/// may not have been used for long, which takes up to 75 µs on a virtual machine (tests/memory.rs).
+/// Slots of the L1 cache swept per maintenance run: the whole table in 128 runs. Each reads and
+/// frees memory that may not have been used for long, which takes up to 75 us on a virtual machine
+/// (tests/memory.rs).
 const L1_SWEEP_SLOTS: usize = 128;
 
-/// So many invalid entries in a run mean that many expired or were purged together: the next run follows soon.
+/// So many invalid entries in a run mean that many expired or were purged together: the next run
+/// follows soon.
 const L1_SWEEP_FULL: usize = L1_SWEEP_SLOTS / 8;
 
 /// Interval of resending redirected deletes: each further redirect triggers a topology refresh.

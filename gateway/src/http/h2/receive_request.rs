@@ -69,8 +69,8 @@ pub(crate) struct IncomingRequest<B: BodySource> {
     pub(crate) at: Instant,
 }
 
-/// Reads the head of a request from its section into `request`. `kept`: a place for its fields, which
-/// is taken away if they are too many. After a refusal of the head, `request` is its description.
+/// Reads the head of a request from its section into `request`. `kept`: a place for its fields,
+/// which is taken away if they are too many. After a refusal of the head, `request` is its description.
 ///
 /// # Errors
 /// The section cannot be decoded, and no later one.
@@ -422,7 +422,7 @@ mod tests {
                 }
                 for request in &mut requests {
                     read(&mut used, before.0, before.1, request);
-                    // What the gateway adds belongs to that exchange.
+                    // A line of the gateway belongs to that exchange.
                     request.fields.add(KnownField::Via, "2.0 tidegate");
                 }
                 let expected = read(&mut new, section, ends_stream, &mut Request::default());

@@ -1,5 +1,5 @@
-//! Recognises a request whose field section repeats the previous one of its connection, so that it is
-//! neither decoded nor checked again (docs/adr/0012-repeated-requests.md).
+//! Recognises a request whose field section repeats the previous one of its connection, so that it
+//! is neither decoded nor checked again (docs/adr/0012-repeated-requests.md).
 //!
 //! Invariant: a request has the number of a section only while it holds what that section means.
 
