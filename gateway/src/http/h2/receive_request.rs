@@ -70,7 +70,8 @@ pub(crate) struct IncomingRequest<B: BodySource> {
 }
 
 /// Reads the head of a request from its section into `request`. `kept`: a place for its fields,
-/// which is taken away if they are too many. After a refusal of the head, `request` is its description.
+/// which is taken away if they are too many. After a refusal of the head, `request` is its
+/// description.
 ///
 /// # Errors
 /// The section cannot be decoded, and no later one.
