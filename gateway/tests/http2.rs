@@ -41,6 +41,20 @@ fn request_without_body_bytes_has_no_body() {
 }
 
 #[test]
+fn repeated_head_has_a_body_of_its_own() {
+    let server = Server::echo("");
+    let mut client = server.connect();
+    for (stream, bytes) in [(1, ""), (3, "12345"), (5, ""), (7, "123"), (9, "1234")] {
+        client.send(&request_with(stream, ("GET", "/"), &[("user-agent", "a")]));
+        client.send(&Frame::new(DATA, END_STREAM, stream).with(bytes));
+        let frames = client.response(stream);
+        assert_eq!((status(&frames), body(&frames)), (200, format!("{} bytes", bytes.len()).into_bytes()));
+        let received = server.origin.last();
+        assert_eq!((&*received.body, received.all("user-agent").len()), (bytes.as_bytes(), 1), "stream {stream}");
+    }
+}
+
+#[test]
 fn uploads_are_forwarded_with_and_without_a_length() {
     let server = Server::echo("");
     let mut client = server.connect();

@@ -6,7 +6,7 @@
 use std::cell::Cell;
 
 use super::request_head::HeadDetails;
-use crate::http::message::Request;
+use crate::http::message::{BodyLength, Request};
 
 /// Bytes of a section that is kept. Those that repeat are indices into the table, one byte per
 /// field.
@@ -35,6 +35,8 @@ pub(super) struct RepeatedHead {
     /// Differs from those of all other sections of the thread.
     number: u64,
     details: HeadDetails,
+    /// As the head says: a body of no bytes may have followed.
+    length: Option<BodyLength>,
 }
 
 impl RepeatedHead {
@@ -42,8 +44,11 @@ impl RepeatedHead {
     /// but its fields, which the caller replaces.
     pub(super) fn restore(&self, section: &ReceivedSection<'_>, request: &mut Request) -> Option<HeadDetails> {
         let holds_head = request.section_number.is_some_and(|number| number == self.number);
-        let is_restored = holds_head && self.is_of(section) && request.repeat();
-        is_restored.then_some(self.details)
+        if !holds_head || !self.is_of(section) || !request.repeat() {
+            return None;
+        }
+        request.length = self.length?;
+        Some(self.details)
     }
 
     /// Keeps a section whose decoding has left the table unchanged, and `request`, which was read
@@ -56,8 +61,8 @@ impl RepeatedHead {
         if !self.is_of(section) {
             self.bytes.clear();
             self.bytes.extend_from_slice(section.bytes);
-            (self.table_changes, self.ends_stream, self.details) =
-                (section.table_changes, section.ends_stream, details);
+            (self.table_changes, self.ends_stream) = (section.table_changes, section.ends_stream);
+            (self.details, self.length) = (details, Some(request.length));
             self.number = LAST_NUMBER.get() + 1;
             LAST_NUMBER.set(self.number);
         }
