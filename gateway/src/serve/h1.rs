@@ -273,11 +273,13 @@ impl Connection {
             let handled_in = in_flight.end();
             if let Some(mut tunnel) = out.into_tunnel() {
                 let idle_timeout = snapshot.http.idle_timeout;
-                let bytes = h1::relay(stream, &mut tunnel.connection, idle_timeout, |cx| {
+                let relayed = h1::relay(stream, &mut tunnel.connection, idle_timeout, |cx| {
                     drain.poll_stage(cx, DrainStage::Expired)
                 })
                 .await;
-                tunnel.in_flight.add_received(bytes);
+                tunnel.in_flight.add_received(relayed.to_client);
+                tunnel.in_flight.set_sent(relayed.to_upstream);
+                let bytes = relayed.to_client;
                 let duration = handled_in + began.elapsed();
                 if context.is_expired() {
                     count_abort(AbortReason::DrainTimeout);
