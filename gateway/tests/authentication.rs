@@ -232,6 +232,30 @@ fn guessing_is_slowed_per_address_and_does_not_affect_known_users() {
     assert!(results(&gateway, "client_throttled") >= 30.0);
 }
 
+/// A client opens many connections at once, and all have the same password.
+#[test]
+fn equal_credentials_share_one_verification() {
+    const SLOW: u32 = 10;
+    let origin = Origin::start(|_| Script::ok(&[], "page"));
+    let dir = TempDir::new();
+    dir.write("users.htpasswd", &hash_line("ann", "right", SLOW));
+    let auth = format!("{BASIC}\ncache = {{ mode = \"off\" }}");
+    let gateway = Gateway::start_in(dir, &config(&origin, &auth, ""));
+    let statuses = |password: &str| -> Vec<u16> {
+        let mut clients: Vec<Client> = (0..40).map(|_| gateway.connect()).collect();
+        clients.iter_mut().for_each(|client| client.send_get("/", &[("authorization", &basic("ann", password))]));
+        // The one that came first leaves.
+        drop(clients.remove(0));
+        clients.iter_mut().map(|client| client.read_response().status).collect()
+    };
+    assert_eq!(statuses("right"), [200; 39]);
+    assert_eq!(statuses("wrong"), [401; 39]);
+    // The wrong one was charged once: 19 others of 20 are verified.
+    let mut client = gateway.connect();
+    let mut guess = |number| client.get("/", &[("authorization", &basic("ann", &format!("guess{number}")))]).status;
+    assert!((0..19).all(|number| guess(number) == 401));
+}
+
 #[test]
 fn waiting_verifications_are_bounded() {
     const SLOW: u32 = 12;

@@ -3,7 +3,8 @@
 
 mod support;
 
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -390,24 +391,36 @@ fn bytes_of_a_response_that_its_client_leaves_are_those_that_were_read() {
     origin.wait_for_requests(1);
     wait_for(|| of_first(&gateway, "in_flight") == 1, STEP_TIMEOUT);
     assert_eq!(of_first(&gateway, "bytes_received"), 0, "counted at the end of the exchange");
-    drop(client);
+    client.leave();
     wait_for(|| of_first(&gateway, "in_flight") == 0, STEP_TIMEOUT);
     assert!(of_first(&gateway, "bytes_received") <= 4_000);
     gate.open();
 }
 
 #[test]
-fn bytes_of_a_tunnel_are_counted_when_it_ends() {
-    let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello";
-    let origin = Origin::start(move |_| Script::new().send(switch).close());
-    let gateway = Gateway::start(&config(&[origin.address], ""));
+fn bytes_of_a_tunnel_are_counted_in_both_directions_when_it_ends() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let gateway = Gateway::start(&config(&[listener.local_addr().expect("bound")], ""));
     let mut client = gateway.connect();
     client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\n");
-    assert_eq!(client.read_head().status, 101);
-    assert_eq!(client.read_to_end(), b"hello");
+    let (mut upstream, _) = listener.accept().expect("the connection of the gateway");
+    upstream.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
+    assert!(upstream.read(&mut [0; 4096]).expect("the request") > 0);
+    let switch = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: echo\r\n\r\nhello";
+    upstream.write_all(switch).expect("a live socket");
+    assert_eq!((client.read_head().status, client.read_bytes(5)), (101, b"hello".to_vec()));
+    client.send("good day");
+    let mut received = [0; 8];
+    upstream.read_exact(&mut received).expect("the bytes of the client");
+    drop(upstream);
+    assert_eq!(client.read_to_end(), b"");
     drop(client);
     wait_for(|| of_first(&gateway, "in_flight") == 0, STEP_TIMEOUT);
-    assert_eq!(of_first(&gateway, "bytes_received"), 5);
+    assert_eq!((of_first(&gateway, "bytes_received"), of_first(&gateway, "bytes_sent")), (5, 8));
+    for (direction, bytes) in [("received", 5.0), ("sent", 8.0)] {
+        let series = format!("tidegate_upstream_body_bytes_total{{direction=\"{direction}\"}}");
+        assert_eq!(gateway.metric(&series), bytes, "{direction}");
+    }
 }
 
 fn of_first(gateway: &Gateway, key: &str) -> u64 {

@@ -319,6 +319,39 @@ impl Drop for KilledOnDrop {
     }
 }
 
+/// How often the threads of a process have begun to wait.
+fn waits_of(process: &Process) -> u64 {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", process.id())).expect("a live process");
+    let status = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("status")).ok());
+    let waits = |status: String| {
+        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok())
+    };
+    status.filter_map(waits).sum::<u64>()
+}
+
+/// Such as those of an access log. A write to the configuration itself is still found.
+#[test]
+fn writes_to_other_files_beside_the_configuration_wake_nothing() {
+    const WRITES: u64 = 2_000;
+    let origin = Origin::start(|_| Script::ok(&[], "page"));
+    let config = one_route(origin.address, "", "[server]\nworkers = 1\n");
+    let gateway = Gateway::start(&config);
+    let mut log = std::fs::File::create(gateway.dir.path().join("access.log")).expect("a file");
+    let (begin, before) = (Instant::now(), waits_of(&gateway.process));
+    for _ in 0..WRITES {
+        log.write_all(b"line\n").expect("room");
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    let waits = waits_of(&gateway.process) - before;
+    // An idle gateway waits some ten times a second.
+    let idle = 100 * begin.elapsed().as_secs();
+    assert!(waits < WRITES / 4 + idle, "{waits} waits during {WRITES} writes");
+    let file = gateway.dir.path().join("tidegate.toml");
+    let text = std::fs::read_to_string(&file).expect("a file");
+    std::fs::write(&file, format!("{text}\n[log]\nlevel = \"debug\"\n")).expect("a written file");
+    wait_for(|| !gateway.process.stderr.events("reloaded").is_empty(), STEP_TIMEOUT);
+}
+
 #[test]
 fn reload_keeps_limit_state_and_cache() {
     let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "kept"));
@@ -509,7 +542,7 @@ fn access_log_includes_refused_and_abandoned_requests() {
     let mut client = gateway.connect();
     client.send_get("/abandoned", &[]);
     origin.wait_for_requests(1);
-    drop(client);
+    client.leave();
     let line = gateway.access_log(3).remove(2);
     assert_eq!((line["status"].as_u64(), line["route"].as_str()), (Some(499), Some("all")), "{line}");
 }

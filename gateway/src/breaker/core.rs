@@ -7,7 +7,7 @@ use super::open_time::OpenTimes;
 use super::probes::Probes;
 use super::ramp::{RAMP_CALLS_MIN, Ramp};
 use super::state::{BreakerChange, BreakerState, BreakerTransition, ManualState, OpenCause};
-use super::window::CallWindow;
+use super::window::{CallMinimum, CallWindow};
 
 /// The least time that a rejected client waits while the probes of a half-open breaker run.
 const PROBE_WAIT: Duration = Duration::from_secs(1);
@@ -121,11 +121,7 @@ impl BreakerCore {
             });
         }
         match &self.phase {
-            // While all calls hang, none ends.
-            Phase::Closed => {
-                let cause = self.window.open_cause(config, config.minimum, now)?;
-                Some(self.open(cause, config, now))
-            }
+            Phase::Closed => self.judge_hanging(config, now),
             Phase::Open { until } if now >= *until => {
                 self.enter(Phase::HalfOpen(Probes::default()), now);
                 Some(BreakerChange::HalfOpened)
@@ -135,11 +131,7 @@ impl BreakerCore {
             }
             Phase::Ramp(ramp) => {
                 let is_over = ramp.left(config.ramp, now).is_zero();
-                match self.window.open_cause(config, RAMP_CALLS_MIN, now) {
-                    Some(cause) => Some(self.open(cause, config, now)),
-                    None if is_over => Some(self.close(now)),
-                    None => None,
-                }
+                self.judge_hanging(config, now).or_else(|| is_over.then(|| self.close(now)))
             }
             Phase::Open { .. } | Phase::HalfOpen(_) => None,
         }
@@ -247,11 +239,16 @@ impl BreakerCore {
         Some(manual)
     }
 
+    /// Opens if calls hang and the window says so: while all hang, none ends.
+    fn judge_hanging(&mut self, config: &BreakerConfig, now: Instant) -> BreakerTransition {
+        if self.window.overdue(now) == 0 { None } else { self.judge(config, now) }
+    }
+
     /// Opens if the calls of the window say so.
     fn judge(&mut self, config: &BreakerConfig, now: Instant) -> BreakerTransition {
         let minimum = match self.phase {
-            Phase::Ramp(_) => RAMP_CALLS_MIN,
-            _ => config.minimum,
+            Phase::Ramp(_) => CallMinimum::Assumed(RAMP_CALLS_MIN),
+            _ => CallMinimum::Required(config.minimum),
         };
         let cause = self.window.open_cause(config, minimum, now)?;
         Some(self.open(cause, config, now))

@@ -11,7 +11,8 @@ use super::probes::PROBES;
 
 /// The shares of the calls that are admitted, in percent, in order.
 const SHARES: [u32; 3] = [5, 25, 50];
-/// Calls of the ramp before a ratio of failures opens the breaker again.
+/// The least number of calls of which a ratio opens the breaker again. Two failures open it at a
+/// ratio of one half, whichever call is the third.
 pub(super) const RAMP_CALLS_MIN: u32 = PROBES as u32;
 
 pub(super) struct Ramp {

@@ -287,7 +287,11 @@ const RAMP: Duration = Duration::from_secs(30);
 
 /// A breaker in its ramp, and the time of its begin.
 fn ramping(epoch: Instant) -> (Breaker, Instant) {
-    let breaker = with(BreakerConfig { ramp: RAMP, ..BreakerConfig::default() }, epoch);
+    ramping_with(BreakerConfig { ramp: RAMP, ..BreakerConfig::default() }, epoch)
+}
+
+fn ramping_with(config: BreakerConfig, epoch: Instant) -> (Breaker, Instant) {
+    let breaker = with(config, epoch);
     trip(&breaker, epoch);
     let now = epoch + 6 * SECOND;
     (0..3).for_each(|_| {
@@ -336,6 +340,36 @@ fn failures_in_the_ramp_open_the_breaker_again() {
     let hanging: Vec<_> = (0..3).map(|_| admitted(&breaker, begin)).collect();
     assert_eq!(state_after(breaker.advance(begin + 4 * SECOND)), OPENED, "hanging calls are slow");
     drop(hanging);
+}
+
+#[test]
+fn failures_open_a_ramp_before_a_success_could() {
+    let (breaker, begin) = ramping(Instant::now());
+    assert_eq!(call(&breaker, false, begin), None);
+    assert_eq!(call(&breaker, false, begin), OPENED, "two of three calls, whatever the third does");
+    let low = BreakerConfig { ramp: RAMP, error_ratio: 0.3, ..BreakerConfig::default() };
+    let (breaker, begin) = ramping_with(low, Instant::now());
+    assert_eq!(call(&breaker, false, begin), OPENED, "one of three");
+}
+
+#[test]
+fn successes_do_not_open_a_breaker() {
+    // Of four calls that the ratio needs, the last succeeds.
+    let epoch = Instant::now();
+    let closed = breaker(epoch);
+    (0..3).for_each(|_| assert_eq!(call(&closed, false, epoch), None));
+    (0..3).for_each(|_| assert_eq!(call(&closed, true, epoch), None));
+    assert_eq!(closed.advance(epoch + SECOND), None);
+    // They leave the window before the failures do.
+    for (breaker, begin) in [(breaker(epoch), epoch), ramping(epoch)] {
+        (0..5).for_each(|_| assert_eq!(call(&breaker, true, begin), None));
+        (0..4).for_each(|_| assert_eq!(call(&breaker, false, begin + 8 * SECOND), None));
+        for second in 8..40 {
+            let change = state_after(breaker.advance(begin + second * SECOND));
+            assert!(change.is_none_or(|state| state == BreakerState::Closed), "{change:?} in second {second}");
+        }
+        assert_eq!(breaker.state(), BreakerState::Closed);
+    }
 }
 
 #[test]

@@ -11,6 +11,16 @@ const BUCKETS: usize = 64;
 /// Slots of running calls: twice the slow threshold, at an eighth of it each.
 const SLOTS: usize = 16;
 
+/// How ratios apply to a window with few calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CallMinimum {
+    /// They do not, below this number of calls.
+    Required(u32),
+    /// As if it had at least this number, and the calls that are missing were successes. Failures
+    /// that reach a ratio so will not be outweighed by the next calls.
+    Assumed(u32),
+}
+
 /// Calls recorded within one second of the window: all, failed and slow ones; reset when its slot
 /// is reused for a later second.
 #[derive(Clone, Copy, Default)]
@@ -123,14 +133,19 @@ impl CallWindow {
         bucket.calls += u32::from(!is_in_window);
     }
 
-    /// The rule by which the calls of the window open a breaker; `None`: they do not. `minimum` is
-    /// the number of calls before a ratio applies.
-    pub(super) fn open_cause(&mut self, config: &BreakerConfig, minimum: u32, now: Instant) -> Option<OpenCause> {
-        let since = now.saturating_duration_since(self.epoch);
-        let current = since.as_secs() + 1;
-        let oldest = current.saturating_sub(self.seconds - 1);
+    /// The rule by which the calls of the window open a breaker; `None`: they do not. To be asked
+    /// when a call fails or is slow, or while calls hang: a success, or one that leaves the window,
+    /// must not open a breaker.
+    pub(super) fn open_cause(
+        &mut self,
+        config: &BreakerConfig,
+        minimum: CallMinimum,
+        now: Instant,
+    ) -> Option<OpenCause> {
+        let current = self.second(now);
+        let oldest = self.oldest_second(now);
         // A call may run for longer than the window. It is still counted.
-        let overdue = since.checked_sub(self.slow).map_or(0, |since| self.overdue(self.slot(since)));
+        let overdue = self.overdue(now);
         if overdue == 0 && (self.last_bad_second == 0 || self.last_bad_second < oldest) {
             return None;
         }
@@ -142,10 +157,12 @@ impl CallWindow {
                 slow += bucket.slow;
             }
         }
-        let reaches = |count: u32, ratio: f64| count > 0 && f64::from(count) >= f64::from(calls) * ratio;
-        if calls < minimum {
-            return None;
-        }
+        let base = match minimum {
+            CallMinimum::Required(minimum) if calls < minimum => return None,
+            CallMinimum::Required(_) => calls,
+            CallMinimum::Assumed(minimum) => calls.max(minimum),
+        };
+        let reaches = |count: u32, ratio: f64| count > 0 && f64::from(count) >= f64::from(base) * ratio;
         let reason = if reaches(failed, config.error_ratio) {
             OpenReason::ErrorRatio
         } else if reaches(slow, config.slow_ratio) {
@@ -172,8 +189,10 @@ impl CallWindow {
         millis / self.slot_millis + 1
     }
 
-    /// The number of running calls that started before `slot`.
-    fn overdue(&mut self, slot: u64) -> u32 {
+    /// The number of running calls that have taken as long as a slow one.
+    pub(super) fn overdue(&mut self, now: Instant) -> u32 {
+        let since = now.saturating_duration_since(self.epoch).checked_sub(self.slow);
+        let slot = since.map_or(0, |since| self.slot(since));
         if slot <= self.idle_before_slot {
             return 0;
         }

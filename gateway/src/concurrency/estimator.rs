@@ -15,6 +15,8 @@
 //!   with the same limit, and a lower limit would lower it further. If the drain confirms the
 //!   latency, the upstream has changed, and earlier throughputs are forgotten, except for the last
 //!   one before the drain.
+//! - So does a throughput that falls while calls wait. A latency that is higher by less is hidden in
+//!   the estimate: with the limit in use, calls may wait in the upstream as long.
 //!
 //! The mean latency of a window is used, not that of its fastest calls: with fast and slow kinds of
 //! calls, the number in progress follows from the mean.
@@ -50,6 +52,16 @@ const EARLY_DRAIN_PART: f64 = 0.7;
 /// A higher latency than the estimate by this factor, in so many windows in a row, causes a drain.
 const HIGHER: f64 = 2.5;
 const HIGHER_WINDOWS: u32 = 4;
+/// A throughput below the usual one, in standard errors of a window, less a part of one, added up
+/// over windows in which the limit holds calls back, causes a drain at this sum (the test of Page,
+/// CUSUM). A step by one fifth is found in three windows, and chance adds few drains. Where a drain
+/// needs more calls, because they differ more, so does its cause.
+const LOWER_RATE: f64 = 0.7;
+const LOWER_RATE_SUM: f64 = 3.5;
+/// The least standard error of a throughput, that of 100 calls at random times.
+const RATE_ERROR_MIN: f64 = 0.1;
+/// The part of a window in the usual throughput.
+const USUAL_RATE_PART: f64 = 0.05;
 /// A lower limit by this factor is not set without a drain.
 const MUCH_LOWER: f64 = 0.8;
 /// A drain that measures a higher latency than before by this factor confirms it.
@@ -106,6 +118,10 @@ pub(super) struct LimitEstimator {
     interval: (u32, Duration),
     /// Windows in a row with a higher latency.
     higher: u32,
+    /// The usual throughput since the last drain, that of clients in windows without a limit.
+    usual_rate: Option<f64>,
+    /// By how many standard errors the throughput of the last windows was lower in sum.
+    lower_rate: f64,
 }
 
 impl LimitEstimator {
@@ -122,6 +138,8 @@ impl LimitEstimator {
             windows: 0,
             interval: (DRAIN_WINDOWS, DRAIN_INTERVAL),
             higher: 0,
+            usual_rate: None,
+            lower_rate: 0.0,
         }
     }
 
@@ -212,9 +230,10 @@ impl LimitEstimator {
         if window.is_limited || (is_higher_rate && !self.rates.is_empty()) {
             push(&mut self.rates, window.rate, RATES);
         }
+        let is_slower = self.is_slower(window);
         if window.is_limited {
             self.windows += 1;
-            let is_doubtful = self.adjust(window);
+            let is_doubtful = self.adjust(window) || is_slower;
             self.drain_if_due(is_doubtful, now);
         } else if (window.in_flight_max as f64) < LOW_USE * self.limit
             && let Some(formula) = self.formula()
@@ -222,6 +241,17 @@ impl LimitEstimator {
             // The known throughput is not lower with less traffic; the latency may be.
             self.limit = self.limit.min(formula);
         }
+    }
+
+    /// Whether the throughput has fallen although calls wait: the upstream does less at a time, or
+    /// each call takes longer in it.
+    fn is_slower(&mut self, window: EndedWindow) -> bool {
+        let usual = *self.usual_rate.get_or_insert(window.rate);
+        // Calls of different kinds are as uneven in their number as in their latency.
+        let lower = (1.0 - window.rate / usual) / window.error.max(RATE_ERROR_MIN) - LOWER_RATE;
+        self.lower_rate = if window.is_limited { (self.lower_rate + lower).max(0.0) } else { 0.0 };
+        self.usual_rate = Some(usual + (window.rate - usual) * USUAL_RATE_PART);
+        self.lower_rate > LOWER_RATE_SUM * f64::from(self.interval.0.max(DRAIN_WINDOWS)) / f64::from(DRAIN_WINDOWS)
     }
 
     /// Sets the limit after a window that it held back. Returns whether it would be much lower:
@@ -280,6 +310,7 @@ impl LimitEstimator {
         self.latencies.clear();
         (self.drain, self.drained_at) = (Drain::None, now);
         (self.windows, self.higher) = (0, 0);
+        (self.usual_rate, self.lower_rate) = (None, 0.0);
         if let Some(formula) = self.formula() {
             self.limit = formula;
         }

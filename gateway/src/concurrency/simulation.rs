@@ -259,6 +259,30 @@ fn limit_admits_the_offered_load_soon_after_each_call_takes_longer() {
     }
 }
 
+/// The limit, in use or nearly so, hides a small step in its estimate of waiting. The throughput
+/// falls all the same.
+#[test]
+fn limit_follows_a_small_step_of_the_latency_before_the_next_regular_drain() {
+    for (rate, before) in [(1_000.0, 20), (2_000.0, 20), (4_000.0, 10)] {
+        for factor in [1.3, 1.5, 1.7, 2.0] {
+            let lost = [1, 2, 3, 4].map(|seed| {
+                let seconds = run(Limiting::Adaptive, (60, seed), |at| Conditions {
+                    rate,
+                    workers: 10_000,
+                    service: (MS * before).mul_f64(if at < 40 { 1.0 } else { factor }),
+                    slow: None,
+                    network: Duration::ZERO,
+                });
+                let sum = |of: fn(&Second) -> usize| seconds[40..].iter().map(of).sum::<usize>() as f64;
+                1.0 - sum(|second| second.good) / sum(|second| second.offered)
+            });
+            let mean = lost.iter().sum::<f64>() / lost.len() as f64;
+            println!("{rate} calls of {before} ms, then {factor} times as long: {mean:.3} lost in 20 s");
+            assert!(mean < 0.04, "{rate} calls of {before} ms, then {factor} times as long: {mean:.3}, {lost:.3?}");
+        }
+    }
+}
+
 /// Calls at even intervals that take `latency` each; more than the limit allows wait. Returns the
 /// limit after `count` calls.
 fn limit_after(

@@ -8,6 +8,7 @@ mod result;
 mod credentials_cache;
 pub(crate) mod htpasswd;
 pub(crate) mod api_keys;
+mod in_progress;
 mod basic;
 mod answer_cache;
 

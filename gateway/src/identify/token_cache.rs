@@ -32,7 +32,7 @@ const INVALID_PER_ADDRESS: (u64, u32) = (10, 50);
 const INVALID_PER_THREAD: (u64, u32) = (1_000, 1_000);
 
 /// Keyed hash of a whole token, or of other credentials.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct TokenDigest(u128);
 
 /// Computes digests with a random key.

@@ -256,8 +256,11 @@ impl Connection {
             }
             None => {
                 let counted = (in_flight.end(), stream.request_bytes(&buffers.request));
-                report_ended(context, snapshot, (peer, buffers), counted, ended_by(context));
-                return AfterExchange::Abort;
+                let reason = ended_by(context);
+                report_ended(context, snapshot, (peer, buffers), counted, reason);
+                // Of a response, nothing was sent: a client that reads on sees an orderly end.
+                let is_client = reason == AbortReason::ClientClosed;
+                return if is_client { AfterExchange::Close } else { AfterExchange::Abort };
             }
         };
         // Draining may have begun while the request was handled.
@@ -273,11 +276,13 @@ impl Connection {
             let handled_in = in_flight.end();
             if let Some(mut tunnel) = out.into_tunnel() {
                 let idle_timeout = snapshot.http.idle_timeout;
-                let bytes = h1::relay(stream, &mut tunnel.connection, idle_timeout, |cx| {
+                let relayed = h1::relay(stream, &mut tunnel.connection, idle_timeout, |cx| {
                     drain.poll_stage(cx, DrainStage::Expired)
                 })
                 .await;
-                tunnel.in_flight.add_received(bytes);
+                tunnel.in_flight.add_received(relayed.to_client);
+                tunnel.in_flight.set_sent(relayed.to_upstream);
+                let bytes = relayed.to_client;
                 let duration = handled_in + began.elapsed();
                 if context.is_expired() {
                     count_abort(AbortReason::DrainTimeout);
@@ -344,10 +349,10 @@ fn blame(sent: Option<&Result<(), SendError>>) -> Option<Blame> {
     }
 }
 
-/// Ready when the client closes the connection, if it is watched, or the drain has expired.
+/// Ready when the client leaves, if it is watched, or the drain has expired.
 fn poll_ended(cx: &mut Context<'_>, watch: &mut Option<&mut Http1RequestBody<'_>>, drain: &mut DrainGuard) -> Poll<()> {
     if let Some(incoming) = watch
-        && incoming.poll_client_closed(cx).is_ready()
+        && incoming.poll_client_gone(cx).is_ready()
     {
         return Poll::Ready(());
     }
@@ -359,7 +364,7 @@ fn ended_by(context: &WorkerContext) -> AbortReason {
     if context.is_expired() { AbortReason::DrainTimeout } else { AbortReason::ClientClosed }
 }
 
-/// Sends a response; `None` when the client closes the connection first, or the drain expires.
+/// Sends a response; `None` when the client leaves first, or the drain expires.
 async fn send(
     writer: &mut ResponseWriter<'_>,
     response: &mut Response,

@@ -3,20 +3,23 @@
 //!
 //! Directories are watched, not files: editors and Kubernetes replace files by renaming. They are
 //! the directories of the file and of every symbolic link on the way to it, as certbot and
-//! Kubernetes use them. File systems that report no events (NFS, some overlays) are polled slowly.
-//! A file counts as changed only if its contents differ.
+//! Kubernetes use them. A log may be in the same directory: the system reports that a file was
+//! closed after it was written, but no single write, so that the writes of others wake nothing.
+//! File systems that report no events (NFS, some overlays), and files that are written without
+//! being closed, are polled slowly. A file counts as changed only if its contents differ.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, Metadata};
+use std::future;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use notify::event::ModifyKind;
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::Notify;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use tokio::net::unix::pipe;
 use tokio::time::sleep;
 
 use crate::config::{self, ConfigFile, FileDigest};
@@ -28,34 +31,103 @@ const SETTLE_DELAY: Duration = Duration::from_millis(100);
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// Most symbolic links on the way to a file, as in Linux.
 const LINKS_MAX: usize = 40;
+/// Bytes of events that are read at once: at least one with the longest name.
+const EVENT_BYTES: usize = 4 << 10;
 
-/// Names of the watched files, for the thread that receives file events.
-type WatchedNames = Arc<Mutex<BTreeSet<OsString>>>;
+/// The changes of a directory that the system reports: its entries, their attributes, the end of
+/// writing to a file, and the directory itself.
+const WATCHED: WatchFlags = WatchFlags::ONLYDIR
+    .union(WatchFlags::CREATE)
+    .union(WatchFlags::DELETE)
+    .union(WatchFlags::MOVE)
+    .union(WatchFlags::ATTRIB)
+    .union(WatchFlags::CLOSE_WRITE)
+    .union(WatchFlags::DELETE_SELF)
+    .union(WatchFlags::MOVE_SELF);
+/// Events of the directory itself by which a watched file may have changed. Others of it follow from
+/// `unwatch`.
+const OF_DIRECTORY: ReadFlags =
+    ReadFlags::DELETE_SELF.union(ReadFlags::MOVE_SELF).union(ReadFlags::UNMOUNT).union(ReadFlags::QUEUE_OVERFLOW);
 
-/// Whether an event may mean that a watched file changed. Writes to other files in a watched
-/// directory, such as a log, do not count. Any created, renamed or removed name counts, since a
-/// watched path may be a symbolic link through it.
-fn may_affect(event: &notify::Event, names: &WatchedNames) -> bool {
-    let names = names.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_watched = |path: &PathBuf| path.file_name().is_some_and(|name| names.contains(name));
-    match event.kind {
-        EventKind::Access(_) => false,
-        EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Metadata(_)) => event.paths.iter().any(is_watched),
-        _ => true,
+/// The events of the watched directories (inotify(7)). Their descriptor is read like a pipe.
+struct DirectoryEvents(pipe::Receiver);
+
+impl DirectoryEvents {
+    fn new() -> io::Result<Self> {
+        let descriptor = inotify::init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        Ok(DirectoryEvents(pipe::Receiver::from_owned_fd_unchecked(descriptor)?))
     }
+
+    fn watch(&self, directory: &Path) -> io::Result<i32> {
+        Ok(inotify::add_watch(&self.0, directory, WATCHED)?)
+    }
+
+    fn unwatch(&self, watch: i32) {
+        // A directory that no longer exists has no watch any more.
+        let _may_be_unwatched = inotify::remove_watch(&self.0, watch);
+    }
+
+    /// Reads the events that have arrived. Returns whether one may mean that a file with one of the
+    /// `names` on its way has changed.
+    fn read(&self, names: &BTreeSet<OsString>) -> bool {
+        let mut space = [0; EVENT_BYTES];
+        let mut may_affect = false;
+        while let Ok(count @ 1..) = self.0.try_read(&mut space) {
+            let mut rest = &space[..count];
+            while let Some((mask, name)) = take_event(&mut rest) {
+                may_affect |= mask.intersects(OF_DIRECTORY) || names.contains(name);
+            }
+        }
+        may_affect
+    }
+
+    /// Waits for an event that may mean that a file with one of the `names` on its way has changed.
+    /// Cancel safe.
+    async fn wait(&self, names: &BTreeSet<OsString>) {
+        // A failure is the end of the runtime.
+        while self.0.readable().await.is_ok() {
+            if self.read(names) {
+                return;
+            }
+        }
+        future::pending().await
+    }
+}
+
+/// Takes the first event, its mask and the name of the entry, which is empty in one of the directory
+/// itself: `struct inotify_event`.
+fn take_event<'a>(bytes: &mut &'a [u8]) -> Option<(ReadFlags, &'a OsStr)> {
+    let (head, rest) = bytes.split_first_chunk::<16>()?;
+    let word = |at: usize| head[at..].first_chunk().copied().map(u32::from_ne_bytes);
+    let (mask, length) = (word(4)?, usize::try_from(word(12)?).ok()?);
+    let (name, rest) = rest.split_at_checked(length)?;
+    *bytes = rest;
+    // Zeros fill it up.
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    Some((ReadFlags::from_bits_retain(mask), OsStr::from_bytes(&name[..end])))
 }
 
 /// Watches the files of one configuration until it is dropped.
 pub(super) struct ConfigWatcher {
-    file_event: Arc<Notify>,
-    names: WatchedNames,
-    watcher: Option<RecommendedWatcher>,
+    /// `None`: the system has no more.
+    events: Option<DirectoryEvents>,
+    /// Names of the watched files, and of every directory and link on the way to them.
+    names: BTreeSet<OsString>,
+    /// The files are to be compared without waiting for an event.
+    is_due: bool,
     poll_interval: Duration,
     /// The watched directories. A directory that was replaced by another one of its name has to be
     /// watched again.
-    directories: BTreeMap<PathBuf, Option<FileIdentity>>,
+    directories: BTreeMap<PathBuf, WatchedDirectory>,
     /// Each file at the last comparison, before it was read as configuration.
     files: BTreeMap<PathBuf, FileState>,
+}
+
+/// A directory when its watch began; `None`: it could not be read, or not be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct WatchedDirectory {
+    identity: Option<FileIdentity>,
+    watch: Option<i32>,
 }
 
 /// A file at the last comparison; `None`: it could not be read.
@@ -88,20 +160,19 @@ impl FileState {
 }
 
 impl ConfigWatcher {
-    /// Watches no files yet. If the system has no watches left, emits `watch_failed` and never
-    /// detects a change.
+    /// Watches no files yet. Call it in a runtime. If the system has no watches left, emits
+    /// `watch_failed`, and changes are found by polling.
     pub(super) fn new() -> Self {
-        let file_event = Arc::new(Notify::new());
-        let names: WatchedNames = Arc::default();
-        let (notify, watched) = (Arc::clone(&file_event), Arc::clone(&names));
-        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if event.is_ok_and(|event| may_affect(&event, &watched)) {
-                notify.notify_one();
-            }
-        });
-        let watcher = watcher.inspect_err(|error| Event::WatchFailed { path: Path::new(""), error }.emit()).ok();
-        let (directories, files) = (BTreeMap::new(), BTreeMap::new());
-        ConfigWatcher { file_event, names, watcher, poll_interval: POLL_INTERVAL, directories, files }
+        let events = DirectoryEvents::new();
+        let events = events.inspect_err(|error| Event::WatchFailed { path: Path::new(""), error }.emit()).ok();
+        ConfigWatcher {
+            events,
+            names: BTreeSet::new(),
+            is_due: false,
+            poll_interval: POLL_INTERVAL,
+            directories: BTreeMap::new(),
+            files: BTreeMap::new(),
+        }
     }
 
     /// Replaces the watched files. New files start with the contents that the configuration was
@@ -127,39 +198,42 @@ impl ConfigWatcher {
             if current.contents == state.contents {
                 *state = current;
             } else {
-                self.file_event.notify_one();
+                self.is_due = true;
             }
         }
     }
 
     /// Watches the directories by which the files are reached now: a link may have a new target.
     fn watch_directories(&mut self) {
-        let mut entries = BTreeSet::new();
-        self.files.keys().for_each(|file| entries.extend(entries_on_the_way(file)));
-        *self.names.lock().unwrap_or_else(PoisonError::into_inner) =
-            entries.iter().map(|(_, name)| name.clone()).collect();
-        let directories: BTreeSet<PathBuf> = entries.into_iter().map(|(directory, _)| directory).collect();
-        let Some(watcher) = &mut self.watcher else { return };
-        self.directories.retain(|directory, _| {
+        let mut directories = BTreeSet::new();
+        self.names.clear();
+        for (directory, name) in self.files.keys().flat_map(|file| entries_on_the_way(file)) {
+            self.names.insert(name);
+            // One that is missing, or replaced, is an event of the directory above it.
+            self.names.extend(directory.iter().map(OsStr::to_owned));
+            directories.insert(directory);
+        }
+        let Some(events) = &self.events else { return };
+        self.directories.retain(|directory, watched| {
             let is_kept = directories.contains(directory);
             if !is_kept {
-                // A directory that no longer exists has no watch any more.
-                let _may_be_unwatched = watcher.unwatch(directory);
+                watched.watch.into_iter().for_each(|watch| events.unwatch(watch));
             }
             is_kept
         });
         for directory in directories {
-            let current = fs::metadata(&directory).ok().map(|metadata| identity(&metadata));
-            let is_new = !self.directories.contains_key(&directory);
-            if !is_new && self.directories[&directory] == current {
+            let identity = fs::metadata(&directory).ok().map(|metadata| identity(&metadata));
+            let known = self.directories.get(&directory).copied();
+            if known.is_some_and(|known| known.identity == identity) {
                 continue;
             }
-            let _of_the_replaced_directory = watcher.unwatch(&directory);
-            let watched = watcher.watch(&directory, RecursiveMode::NonRecursive);
-            if let (Err(error), true) = (&watched, is_new) {
+            known.and_then(|known| known.watch).into_iter().for_each(|watch| events.unwatch(watch));
+            let watched = events.watch(&directory);
+            if let (Err(error), None) = (&watched, known) {
                 Event::WatchFailed { path: &directory, error }.emit();
             }
-            self.directories.insert(directory, current.filter(|_| watched.is_ok()));
+            let identity = identity.filter(|_| watched.is_ok());
+            self.directories.insert(directory, WatchedDirectory { identity, watch: watched.ok() });
         }
     }
 
@@ -179,25 +253,42 @@ impl ConfigWatcher {
     /// Whether the metadata of a file or of a directory differ from those of the last comparison.
     fn has_new_metadata(&self) -> bool {
         let is_new = |(file, state): (&PathBuf, &FileState)| FileState::metadata(file) != state.metadata;
-        let is_replaced = |(directory, watched): (&PathBuf, &Option<FileIdentity>)| {
-            fs::metadata(directory).ok().map(|metadata| identity(&metadata)) != *watched
+        let is_replaced = |(directory, watched): (&PathBuf, &WatchedDirectory)| {
+            fs::metadata(directory).ok().map(|metadata| identity(&metadata)) != watched.identity
         };
         self.files.iter().any(is_new) || self.directories.iter().any(is_replaced)
+    }
+
+    /// Waits for an event of a watched file. Cancel safe.
+    async fn event(&self) {
+        match &self.events {
+            Some(events) => events.wait(&self.names).await,
+            None => future::pending().await,
+        }
     }
 
     /// Waits until the contents of a file change. Cancel safe.
     pub(super) async fn changed(&mut self) {
         loop {
-            tokio::select! {
-                () = self.file_event.notified() => sleep(SETTLE_DELAY).await,
-                () = sleep(self.poll_interval) => {
-                    if !self.has_new_metadata() {
-                        continue;
+            if !self.is_due {
+                tokio::select! {
+                    () = self.event() => {}
+                    () = sleep(self.poll_interval) => {
+                        if !self.has_new_metadata() {
+                            continue;
+                        }
                     }
                 }
+                self.is_due = true;
+            }
+            sleep(SETTLE_DELAY).await;
+            if let Some(events) = &self.events {
+                // What has arrived meanwhile is part of the same change.
+                events.read(&self.names);
             }
             let is_changed = self.compare_contents();
             self.watch_directories();
+            self.is_due = false;
             if is_changed {
                 return;
             }
@@ -272,17 +363,15 @@ mod tests {
         fs::write(directory.join("beside"), "2").expect("writable");
         fs::rename(directory.join("beside"), &second).expect("renamed");
         assert!(detects_change(&mut watcher, TIMEOUT).await);
-        let file_event = Arc::clone(&watcher.file_event);
-        fs::write(directory.join("log"), "1").expect("writable");
-        sleep(SETTLE_DELAY).await;
-        drop(tokio::time::timeout(Duration::ZERO, file_event.notified()).await);
-        for _ in 0..3 {
-            fs::write(directory.join("log"), "2").expect("writable");
+        let log = directory.join("log");
+        for contents in [Some("1"), Some("2"), None] {
+            contents.map_or_else(|| fs::remove_file(&log), |contents| fs::write(&log, contents)).expect("writable");
+            let event = tokio::time::timeout(SETTLE_DELAY, watcher.event()).await;
+            assert!(event.is_err(), "changes of another file are no event");
         }
-        assert!(
-            tokio::time::timeout(2 * SETTLE_DELAY, file_event.notified()).await.is_err(),
-            "writes to another file notified"
-        );
+        fs::rename(&second, &log).expect("renamed");
+        tokio::time::timeout(TIMEOUT, watcher.event()).await.expect("a file that is moved away is an event");
+        fs::rename(&log, &second).expect("renamed");
         fs::remove_file(&first).expect("removed");
         assert!(detects_change(&mut watcher, TIMEOUT).await);
         fs::write(&first, "2").expect("writable");
@@ -422,7 +511,7 @@ mod tests {
         directory.write("target/page", "1");
         directory.link("target/page", "page");
         let mut watcher = ConfigWatcher::new();
-        watcher.watcher = None;
+        watcher.events = None;
         watcher.poll_interval = Duration::from_millis(10);
         watcher.watch_files(read([directory.0.join("page")]));
         assert!(!detects_change(&mut watcher, Duration::from_millis(100)).await);
@@ -449,6 +538,20 @@ mod tests {
         watcher.poll_interval = Duration::from_secs(3_600);
         directory.write("tls/key", "3");
         assert!(detects_change(&mut watcher, TIMEOUT).await);
+    }
+
+    #[test]
+    fn events_end_with_the_bytes_that_were_read() {
+        let event = |mask: u32, name: &[u8]| {
+            let words = [1_u32, mask, 0, u32::try_from(name.len()).expect("short")].map(u32::to_ne_bytes);
+            [&words.concat(), name].concat()
+        };
+        let bytes = [event(ReadFlags::CREATE.bits(), b"ab\0\0"), event(ReadFlags::DELETE_SELF.bits(), b"")].concat();
+        let mut rest = &*bytes;
+        assert_eq!(take_event(&mut rest), Some((ReadFlags::CREATE, OsStr::new("ab"))));
+        assert_eq!(take_event(&mut rest), Some((ReadFlags::DELETE_SELF, OsStr::new(""))));
+        assert_eq!(take_event(&mut rest), None);
+        assert!((0..bytes.len()).all(|count| take_event(&mut &bytes[..count]).is_none() || count >= 20));
     }
 
     #[test]

@@ -48,14 +48,19 @@ fn best_case(breaker: &Breaker, mut now: Instant) -> Instant {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
     /// A client that waits as long as it is asked to finds a closed breaker, if the origin is
     /// mended; and nothing that calls do keeps a breaker from closing.
     #[test]
-    fn breaker_closes_within_the_time_that_clients_are_asked_to_wait(steps in steps(), seed in any::<u64>()) {
+    fn breaker_closes_within_the_time_that_clients_are_asked_to_wait(
+        steps in steps(),
+        seed in any::<u64>(),
+        // Shorter and longer than the window.
+        ramp in prop_oneof![Just(3), Just(30)],
+        ratio in 0.1..1.0,
+    ) {
         let epoch = Instant::now();
-        let breaker = with(BreakerConfig { ramp: Duration::from_secs(3), ..BreakerConfig::default() }, epoch);
+        let ramp = Duration::from_secs(ramp);
+        let breaker = with(BreakerConfig { ramp, error_ratio: ratio, ..BreakerConfig::default() }, epoch);
         let breaker = breaker.replaced(breaker.config().clone(), epoch, seed);
         let mut now = epoch;
         let mut permits: Vec<BreakerPermit<'_>> = Vec::new();

@@ -72,15 +72,22 @@ impl<'a> RelayDirection<'a> {
     }
 }
 
-/// Relays between a client and an upstream that has switched protocols. Returns the bytes sent to
-/// the client. Ends after `idle_timeout` without a byte, or when `poll_end` is ready. Not cancel
-/// safe: neither connection can be used afterwards.
+/// The bytes that a tunnel has relayed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RelayedBytes {
+    pub(crate) to_upstream: u64,
+    pub(crate) to_client: u64,
+}
+
+/// Relays between a client and an upstream that has switched protocols. Ends after `idle_timeout`
+/// without a byte, or when `poll_end` is ready. Not cancel safe: neither connection can be used
+/// afterwards.
 pub(crate) async fn relay(
     downstream: &mut DownstreamConnection,
     upstream_connection: &mut Http1UpstreamConnection,
     idle_timeout: Duration,
     mut poll_end: impl FnMut(&Context<'_>) -> Poll<()>,
-) -> u64 {
+) -> RelayedBytes {
     let mut deadline = ResettableDeadline::after(idle_timeout);
     // Runs instead while bytes wait: a silent tunnel is not woken for checks.
     let mut write_timer = WriteTimer::new(idle_timeout);
@@ -116,5 +123,5 @@ pub(crate) async fn relay(
         }
     })
     .await;
-    down.bytes
+    RelayedBytes { to_upstream: up.bytes, to_client: down.bytes }
 }

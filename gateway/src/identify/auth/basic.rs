@@ -5,7 +5,8 @@
 //! whole process, so that requests keep their processors, and one at a time of an address, so that
 //! others do not wait for all of its passwords; few that wait; few wrong passwords per address. The
 //! names of one address take turns: behind a NAT, a user does not wait for all guesses of another.
-//! Verified credentials are cached (`credentials_cache`).
+//! Equal credentials of one address share a verification (`in_progress`). Verified credentials are
+//! cached (`credentials_cache`).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -20,22 +21,23 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use limiter::bucket::{Gcra, GcraTable};
 use limiter::{Cost, KeyHash, MonotonicClock, Quota, Rate};
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use super::credentials_cache::CredentialsCache;
 use super::htpasswd::PasswordFile;
+use super::in_progress::{InProgress, Lead, Participation};
 use super::result::{AuthResult, PrincipalIndex};
 use crate::http::fields::{Fields, KnownField};
 
 /// Longest encoded credentials: longer ones are no password of a person.
 const CREDENTIALS_BYTES_MAX: usize = 1_024;
-/// Requests whose passwords wait or are verified at a time. Each holds its connection.
+/// Passwords that wait or are verified at a time, without equal ones.
 const QUEUED_MAX: usize = 64;
 /// Of one address: a client that guesses passwords leaves room for others.
 const ADDRESS_QUEUED_MAX: usize = 16;
 /// Of one name of an address: the others of the address have room.
 const NAME_QUEUED_MAX: usize = 12;
-/// How long one waits: a browser's user tries again after that.
+/// How long a request waits: a browser's user tries again after that.
 const WAIT_MAX: Duration = Duration::from_secs(5);
 /// Wrong passwords of one address (IPv6: one /64): seconds for each, and number at once.
 const WRONG_PER_ADDRESS: (u32, u32) = (6, 20);
@@ -70,6 +72,7 @@ static WRONG_QUOTA: LazyLock<Gcra> = LazyLock::new(|| {
 pub(super) struct PasswordVerifier {
     users: PasswordFile,
     cache: Arc<Mutex<CredentialsCache>>,
+    in_progress: InProgress,
 }
 
 /// Name and password, separated by the first colon.
@@ -198,7 +201,8 @@ impl PasswordVerifier {
     /// With the results of `old`, the verifier of the file before its change: those of users whose
     /// lines are the same stay valid.
     pub(super) fn new(users: PasswordFile, old: Option<&PasswordVerifier>) -> Self {
-        PasswordVerifier { users, cache: old.map(|old| Arc::clone(&old.cache)).unwrap_or_default() }
+        let cache = old.map(|old| Arc::clone(&old.cache)).unwrap_or_default();
+        PasswordVerifier { users, cache, in_progress: InProgress::default() }
     }
 
     /// The result for credentials, if it is known.
@@ -216,21 +220,46 @@ impl PasswordVerifier {
         self.known(&credentials).transpose()
     }
 
-    /// Verifies the credentials of a request. The table of wrong passwords is charged before the
-    /// verification, so that concurrent ones count, and refunded for a right password.
+    /// Verifies the credentials of a request, or waits for a verification of equal ones.
     pub(super) async fn verify(&self, fields: &Fields, address: KeyHash) -> Result<PrincipalIndex, AuthResult> {
         let credentials = Credentials::read(fields)?;
-        let queued = QueuedRequest::new(address, credentials.name()).ok_or(AuthResult::VerificationThrottled)?;
-        let Ok(Ok(permits)) = timeout(WAIT_MAX, queued.permits()).await else {
-            return Err(AuthResult::VerificationThrottled);
+        let deadline = Instant::now() + WAIT_MAX;
+        loop {
+            match self.in_progress.participate(address, &credentials.text) {
+                Participation::Leads(lead) => return self.verify_for_all(credentials, address, (lead, deadline)).await,
+                Participation::Full => return Err(AuthResult::VerificationThrottled),
+                Participation::Joins(join) => match timeout_at(deadline, join.result()).await {
+                    Ok(Some(result)) => return result,
+                    // The client of the leader has left.
+                    Ok(None) => {}
+                    Err(_) => return Err(AuthResult::VerificationThrottled),
+                },
+            }
+        }
+    }
+
+    /// Verifies credentials for the requests that have joined. The table of wrong passwords is
+    /// charged before the verification, so that concurrent ones count, and refunded for a right
+    /// password.
+    async fn verify_for_all(
+        &self,
+        credentials: Credentials,
+        address: KeyHash,
+        (lead, deadline): (Lead, Instant),
+    ) -> Result<PrincipalIndex, AuthResult> {
+        let Some(queued) = QueuedRequest::new(address, credentials.name()) else {
+            return lead.end(Err(AuthResult::VerificationThrottled));
         };
-        // A request with the same credentials may have been verified while this one waited.
+        let Ok(Ok(permits)) = timeout_at(deadline, queued.permits()).await else {
+            return lead.end(Err(AuthResult::VerificationThrottled));
+        };
+        // Another address may have had the same credentials verified meanwhile.
         if let Some(known) = self.known(&credentials) {
-            return known;
+            return lead.end(known);
         }
         let one = Cost::new(NonZeroU32::MIN);
         if WRONG_PASSWORDS.commit(address, &WRONG_QUOTA, one, CLOCK.now()).is_err() {
-            return Err(AuthResult::ClientThrottled);
+            return lead.end(Err(AuthResult::ClientThrottled));
         }
         let users = self.users.clone();
         let cache = Arc::clone(&self.cache);
@@ -244,10 +273,10 @@ impl PasswordVerifier {
                 WRONG_PASSWORDS.refund(address, &WRONG_QUOTA, one);
             }
             lock(&cache).put(&credentials.text, (user, found.is_some()), CLOCK.now());
-            found
+            lead.end(found.ok_or(AuthResult::Unknown))
         });
         // A panic of the verification rejects the request.
-        verified.await.unwrap_or(None).ok_or(AuthResult::Unknown)
+        verified.await.unwrap_or(Err(AuthResult::Unknown))
     }
 
     fn cache(&self) -> MutexGuard<'_, CredentialsCache> {
