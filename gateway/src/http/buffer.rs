@@ -13,8 +13,8 @@ use super::transport::TransportStream;
 
 /// Bytes of a normal read buffer, the initial size: fits a typical message head.
 const NORMAL: usize = 16 << 10;
-/// Bytes of a large read buffer. A normal one is replaced by it when a read fills it, which saves
-/// system calls for large bodies.
+/// Bytes of a large read buffer. A smaller one is replaced by it when a read fills it, unless few
+/// bytes are to be read: it saves system calls for large bodies.
 const LARGE: usize = 64 << 10;
 /// Bytes of a buffer for `ReadSize::Short`: the whole of a short response.
 pub(crate) const SHORT: usize = 4 << 10;
@@ -83,6 +83,17 @@ pub enum ReadSize {
     Least,
 }
 
+impl ReadSize {
+    /// Bytes of the space for a body, at most.
+    fn bytes_max(self) -> usize {
+        match self {
+            ReadSize::Normal => usize::MAX,
+            ReadSize::Short => SHORT,
+            ReadSize::Least => LEAST,
+        }
+    }
+}
+
 /// Received bytes that are not parsed yet.
 #[derive(Default)]
 pub(crate) struct ReadBuffer {
@@ -142,6 +153,10 @@ impl ReadBuffer {
         cx: &mut Context<'_>,
         capacity: usize,
     ) -> Poll<io::Result<usize>> {
+        if self.is_empty() && self.space.len() > self.size.bytes_max() {
+            // It was taken when more could be read.
+            return_to_pool(std::mem::take(&mut self.space));
+        }
         if self.space.is_empty() {
             // No memory is held before bytes have arrived.
             ready!(io.poll_readable(cx))?;
@@ -166,7 +181,7 @@ impl ReadBuffer {
                 ReadSize::Least => vec![0; LEAST],
             };
         }
-        if self.was_filled && self.space.len() == NORMAL && self.size == ReadSize::Normal {
+        if self.was_filled && self.space.len() < LARGE && self.size == ReadSize::Normal {
             // The next read gets the space for more.
             self.grow(LARGE);
         }
@@ -199,5 +214,41 @@ impl Drop for ReadBuffer {
         if !self.space.is_empty() {
             return_to_pool(std::mem::take(&mut self.space));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// Reads once and consumes what was read. Returns the size of the space.
+    async fn read(buffer: &mut ReadBuffer, io: &TransportStream) -> usize {
+        let count = poll_fn(|cx| buffer.poll_fill(io, cx, 1)).await.expect("a live socket");
+        assert!(count > 0, "the end of the body");
+        buffer.consume(count);
+        buffer.space.len()
+    }
+
+    /// The space follows the size although bytes are always there to be read.
+    #[tokio::test]
+    async fn space_of_a_long_body_changes_with_the_size() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let mut origin = std::net::TcpStream::connect(listener.local_addr().expect("bound")).expect("a connection");
+        let (accepted, _) = listener.accept().expect("the connection");
+        accepted.set_nonblocking(true).expect("a live socket");
+        let writing = std::thread::spawn(move || origin.write_all(&vec![0; 1 << 20]));
+        let io = TransportStream::plain(tokio::net::TcpStream::from_std(accepted).expect("a runtime"));
+        let mut buffer = ReadBuffer::default();
+        for (size, bytes) in
+            [(ReadSize::Least, LEAST), (ReadSize::Normal, LARGE), (ReadSize::Short, SHORT), (ReadSize::Least, LEAST)]
+        {
+            buffer.set_read_size(size);
+            assert_eq!(read(&mut buffer, &io).await, bytes, "{size:?}");
+        }
+        drop(io);
+        drop(writing.join());
     }
 }

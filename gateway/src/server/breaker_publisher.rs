@@ -51,10 +51,31 @@ pub(super) struct BreakerPublisher {
     /// The version of the override that each breaker has, by its address. The breaker is kept
     /// allocated, so that no other one gets this address.
     applied: RefCell<HashMap<*const Breaker, (Weak<Breaker>, u64)>>,
+    ended: RefCell<EndedStates>,
+}
+
+/// States that have ended before they expire: the versions of their overrides, by name. The node
+/// that publishes an end may not know for how long a state of another node would have lasted: the
+/// override of the end can expire first. At most as many as there are overrides.
+#[derive(Default)]
+struct EndedStates(HashMap<String, u64>);
+
+impl EndedStates {
+    /// Adds those that ended since, and drops those that have expired.
+    fn update(&mut self, active: &[ActiveState]) {
+        self.0.retain(|name, version| active.iter().any(|state| state.name == *name && state.version == *version));
+        let ended = active.iter().filter(|state| state.is_ended(active));
+        self.0.extend(ended.map(|state| (state.name.clone(), state.version)));
+    }
+
+    fn contains(&self, state: &ActiveState) -> bool {
+        self.0.get(&state.name) == Some(&state.version)
+    }
 }
 
 /// An override of the bus for breakers.
 struct ActiveState {
+    name: String,
     target: BreakerTarget,
     change: BreakerStateChange,
     version: u64,
@@ -68,7 +89,7 @@ impl ActiveState {
         if change.is_none() {
             tracing::debug!(name = active.name, text = active.text, "an override cannot be parsed");
         }
-        Some(ActiveState { target, change: change?, version: active.version })
+        Some(ActiveState { name: active.name.clone(), target, change: change?, version: active.version })
     }
 
     /// Whether it is no state, or one that was ended since. The states of others remain: those of
@@ -84,7 +105,7 @@ impl ActiveState {
 
 impl BreakerPublisher {
     pub(super) fn new(shared: &Arc<SharedState>) -> Self {
-        BreakerPublisher { shared: Arc::clone(shared), applied: RefCell::default() }
+        BreakerPublisher { shared: Arc::clone(shared), applied: RefCell::default(), ended: RefCell::default() }
     }
 
     /// Applies the overrides of the bus. One for a breaker that is not configured here waits for a
@@ -94,13 +115,14 @@ impl BreakerPublisher {
         let mut active: Vec<ActiveState> =
             self.shared.bus.overrides().iter().filter_map(|active| ActiveState::of(active, now)).collect();
         active.sort_unstable_by_key(|active| std::cmp::Reverse(active.version));
-        let applied = &mut *self.applied.borrow_mut();
+        let (applied, ended) = (&mut *self.applied.borrow_mut(), &mut *self.ended.borrow_mut());
+        ended.update(&active);
         applied.retain(|_, (breaker, _)| breaker.strong_count() > 0);
         if active.is_empty() && applied.is_empty() {
             return;
         }
         for breaker in breakers::list(&self.shared.snapshot.load()) {
-            let latest = active.iter().find(|state| state.target.includes(breaker.name()) && !state.is_ended(&active));
+            let latest = active.iter().find(|state| state.target.includes(breaker.name()) && !ended.contains(state));
             let before = applied.get(&Arc::as_ptr(breaker)).map(|(_, version)| *version);
             match latest {
                 Some(latest) if before != Some(latest.version) => {
@@ -170,6 +192,31 @@ impl BreakerPublisher {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn state(name: &str, change: BreakerStateChange, version: u64) -> ActiveState {
+        let target = target_of(name).expect("a name of breakers");
+        ActiveState { name: name.to_owned(), target, change, version }
+    }
+
+    /// The end is known for a shorter time than the state would have lasted.
+    #[test]
+    fn state_that_was_ended_does_not_return() {
+        let open = BreakerStateChange::from_text("open", Duration::from_secs(3_600)).expect("a state");
+        let of_node = || state("breaker@edge-1:route/orders", open, 7);
+        let other = || state("breaker@edge-1:route/shop", open, 6);
+        let end = || state("breaker:route/orders", BreakerStateChange::Judge, 8);
+        let mut ended = EndedStates::default();
+        ended.update(&[other(), of_node()]);
+        assert!(!ended.contains(&of_node()));
+        for active in [vec![end(), of_node(), other()], vec![of_node(), other()]] {
+            ended.update(&active);
+            assert!(ended.contains(&of_node()) && !ended.contains(&other()), "{} overrides", active.len());
+        }
+        let again = state("breaker@edge-1:route/orders", open, 9);
+        assert!(!ended.contains(&again), "it is set again");
+        ended.update(&[other()]);
+        assert!(ended.0.is_empty(), "it has expired");
+    }
 
     #[test]
     fn names_of_overrides_are_read_as_they_were_written() {
