@@ -31,7 +31,7 @@ TESTS =
 # Cargo's output directory, expanded by the shell.
 OUT = $${CARGO_TARGET_DIR:-target}
 
-.PHONY: help demo build test tests lint bench scenario loadtest k6 field-cases test-kubernetes dist dist-check docs clean
+.PHONY: help demo build test tests lint bench scenario loadtest k6 field-cases test-kubernetes dist dist-check dist-reproduce docs clean
 
 help: ## list these targets
 	@echo 'make TARGET, with TARGET one of'
@@ -126,6 +126,9 @@ dist: ## release in dist/: static program, Debian package, container image, SBOM
 dist-check: ## run and install what `make dist` has written
 	@.ci/need python3:python3 readelf:binutils curl:curl debootstrap:debootstrap
 	gateway/packaging/check.sh '$(DIST)'
+
+dist-reproduce: ## build what `make dist` has written a second time, elsewhere, and compare the bytes
+	CARGO='$(CARGO)' CARGO_FLAGS='$(CARGO_FLAGS)' gateway/packaging/reproduce.sh '$(DIST)'
 
 docs: ## regenerate the generated parts of docs/ from the code
 	UPDATE_DOCS=1 $(CARGO) test --package limiter --test simulation picture

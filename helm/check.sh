@@ -377,7 +377,7 @@ contains "workers from a CPU limit in cores" minimal 'workers = 4' <<<'resources
 contains "workers of a small CPU limit" minimal 'workers = 1' <<<'resources: { limits: { cpu: "0.5" } }'
 contains "workers by value" minimal 'workers = 3' <<<'{ resources: { limits: { cpu: 8 } }, config: { server: { workers: 3 } } }'
 contains "no token without discovery" minimal 'automountServiceAccountToken: false' <<<'{}'
-contains "a token with discovery" minimal '      automountServiceAccountToken: true' 'resources: [endpointslices]' 'verbs: [get, list, watch]' 'namespace: other' \
+contains "a token with discovery" minimal '      automountServiceAccountToken: true' 'resources: [endpointslices]' 'verbs: [list, watch]' 'namespace: other' \
   <<<'discovery: { kubernetes: { enabled: true, namespaces: [other] } }'
 contains "requests in flight first, CPU last" minimal 'name: tidegate_requests_in_flight
         target:

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Tests the chart on a real cluster, that of the current kubeconfig, in a namespace of its own that it removes at the end. Takes about 10 minutes.
+# Tests the chart on a real cluster, that of the current kubeconfig, in a namespace of its own that it removes at the end. Takes about 12 minutes.
 # Usage: IMAGE=registry.example/tidegate:TAG helm/test-kubernetes.sh [STEP...]     without a step: all of them, in this order
-#   install  rollout  eviction  reload  redis  autoscaling  api-server
+#   install  rollout  eviction  reload  redis  discovery  autoscaling  api-server
 #
 # Needs kubectl, helm 4 and k6 on the PATH or in ~/.cache/tidegate/bin. The image has to be where the nodes find it.
 #   BASE_URL             how this machine reaches the Service; empty: its cluster address or the port of a node, whichever answers
 #   RATE                 requests/s of each of the two loads, with kept and with new connections; 60
 #   REDIS_IMAGE          image with redis-server for the step redis; empty: redis:7-alpine. REDIS_COMMAND: its command; empty: redis-server
-#   API_STOP, API_START  commands that stop and start the API server; without them, the step api-server is skipped
+#   API_STOP, API_START  commands that stop and start the API server; without them, the step api-server and that of discovery are skipped
 #   WRITE                a document with the markers of docs/kubernetes.md, into which the figures are written; empty: none
 set -euo pipefail
 
@@ -126,7 +126,7 @@ spec:
 apiVersion: v1
 kind: Service
 metadata: { name: origin }
-spec: { selector: { app: origin }, ports: [{ port: 80, targetPort: 8080 }] }
+spec: { selector: { app: origin }, ports: [{ name: http, port: 80, targetPort: 8080 }] }
 Y
   kc rollout status deployment/origin --timeout 120s >/dev/null || { echo "no pod of $IMAGE starts; set IMAGE" >&2; exit 1; }
   local started
@@ -267,6 +267,93 @@ Y
   if wait_for 40 metric_is "$pod" tidegate_shard_breaker_open 0; then expect redis "Redis is read again, without a restart" yes yes; else expect redis "Redis is read again" no yes; fi
 }
 
+# Every gateway knows this many endpoints.
+endpoints_are() { local pod; for pod in $(pods); do metric_is "$pod" tidegate_upstream_endpoints "$1" || return 1; done; }
+# scale_origin COUNT: starts or ends pods of the origin, and reports when the gateways know it.
+scale_origin() {
+  local started
+  kc scale deployment/origin --replicas "$1" >/dev/null
+  kc rollout status deployment/origin --timeout 90s >/dev/null
+  started=$(date +%s.%N)
+  if wait_for 30 endpoints_are "$1"; then
+    row discovery "origin scaled to $1: known to both gateways after its last pod was ready or ending" "$(seconds_since "$started")"
+  else
+    expect discovery "endpoints that both gateways know" "$(metric "$(pods | cut -d' ' -f1)" tidegate_upstream_endpoints)" "$1"
+  fi
+}
+status_is() { [ "$(curl -s --max-time 5 -o /dev/null -w '%{http_code}' "$url/")" = "$1" ]; }
+# The token of a gateway's service account: it may list EndpointSlices, and read nothing else.
+rights() {
+  local verb what
+  for verb in get list watch; do
+    for what in endpointslices.discovery.k8s.io secrets configmaps pods services; do
+      kubectl auth can-i "$verb" "$what" --namespace "$ns" --as "system:serviceaccount:$ns:gate-tidegate" >/dev/null 2>&1 && printf '%s ' "$verb ${what%%.*}"
+    done
+  done
+  true
+}
+discovery_step() {
+  local started
+  load discovery 100
+  upgrade --set discovery.kubernetes.enabled=true --set-json 'config.upstream.endpoints=[]' \
+    --set-json "config.upstreams={\"main\":{\"endpoints\":[\"kubernetes://origin.$ns:http\"]}}" \
+    --set-json 'config.routes=[{"name":"everything","match":{"path":"/*"},"upstream":"main","cache":{"mode":"off"}}]' --set config.rollOnChange=true
+  if wait_for 30 endpoints_are 2; then expect discovery "endpoints that both gateways know, by EndpointSlices" 2 2; else expect discovery "both gateways know 2 endpoints" no yes; fi
+  expect discovery "rights of the gateways' service account" "$(rights)" 'list endpointslices watch endpointslices '
+  scale_origin 4
+  scale_origin 1
+  scale_origin 2
+  started=$(date +%s.%N)
+  kc rollout restart deployment/origin >/dev/null
+  kc rollout status deployment/origin --timeout 60s >/dev/null
+  wait_for 30 endpoints_are 2 || true
+  row discovery "rollout of the origin" "$(seconds_since "$started")"
+  loaded discovery discovery "from the Service to its pods, origin 2, 4, 1, 2 pods and rolled, at 2 x $RATE requests/s"
+  discovery_without_api
+  discovery_from_nothing
+}
+
+# The last known endpoints stay in use.
+discovery_without_api() {
+  if [ -z "${API_STOP:-}" ] || [ -z "${API_START:-}" ]; then
+    skip discovery "API server stopped under load" "set API_STOP and API_START"
+    return
+  fi
+  local started
+  load discovery-api 40
+  touch "$work/api-stopped"
+  bash -c "$API_STOP"
+  sleep 20
+  bash -c "$API_START"
+  rm "$work/api-stopped"
+  wait_for 60 kubectl get --raw /readyz >/dev/null 2>&1
+  started=$(date +%s.%N)
+  if wait_for 60 lookups_work; then row discovery "watched again after the API server was ready" "$(seconds_since "$started")"; else expect discovery "watched again" no yes; fi
+  expect discovery "gateways that have logged \`lookup_failed\`" "$(for pod in $(pods); do kc logs "$pod" -c tidegate --tail=20000 | grep -c -m1 lookup_failed; done | awk "{ sum += \$1 } END { print sum }")" 2
+  loaded discovery discovery-api "API server stopped for 20 s at 2 x $RATE requests/s"
+  scale_origin 3
+  scale_origin 2
+}
+lookups_work() { local pod; for pod in $(pods); do metric_is "$pod" tidegate_upstream_lookups_failing 0 || return 1; done; }
+
+# Gateways that start while the Service has no pod.
+discovery_from_nothing() {
+  local started
+  kc scale deployment/origin --replicas 0 >/dev/null
+  kc wait --for=delete pod -l app=origin --timeout 90s >/dev/null 2>&1 || true
+  started=$(date +%s.%N)
+  kc rollout restart deployment/gate-tidegate >/dev/null
+  kc rollout status deployment/gate-tidegate --timeout 90s >/dev/null
+  row discovery "rollout of gateways whose upstream has no pod" "$(seconds_since "$started")"
+  if wait_for 20 endpoints_are 0; then expect discovery "endpoints that both gateways know" 0 0; else expect discovery "both gateways know no endpoint" no yes; fi
+  expect discovery "status of a request" "$(curl -s --max-time 5 -o /dev/null -w '%{http_code}' "$url/")" 503
+  row discovery "response of the gateway, without an endpoint" "$(curl -s --max-time 5 -o /dev/null -w '%{time_total} s' "$url/")"
+  kc scale deployment/origin --replicas 2 >/dev/null
+  kc rollout status deployment/origin --timeout 90s >/dev/null
+  started=$(date +%s.%N)
+  if wait_for 30 status_is 200; then row discovery "first 200 after both pods of the origin were ready" "$(seconds_since "$started")"; else expect discovery "status with an origin" 503 200; fi
+}
+
 has_replicas() { [ "$(kc get deployment gate-tidegate -o jsonpath='{.spec.replicas}')" "$1" "$2" ]; }
 has_metric() { kubectl get --raw "/apis/custom.metrics.k8s.io/$1/namespaces/$ns/pods/*/tidegate_requests_in_flight" 2>/dev/null | grep -q '"value"'; }
 autoscaling_step() {
@@ -308,7 +395,7 @@ api_server_step() {
 
 : >"$work/rows"
 steps=("$@")
-[ $# -gt 0 ] || steps=(rollout eviction reload redis autoscaling api-server)
+[ $# -gt 0 ] || steps=(rollout eviction reload redis discovery autoscaling api-server)
 install_step
 find_url
 for step in "${steps[@]}"; do

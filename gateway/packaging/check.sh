@@ -57,6 +57,18 @@ for page in "$tree"/man/*.1; do grep -q '^.SH SYNOPSIS' "$page" || fail "$page";
 bash -n "$tree/completions/tidegate.bash"
 if grep -aq -e "$HOME/.cargo" -e "$here" "$tree/tidegate"; then fail "the program has paths of this machine"; fi
 
+# The packages again, from the program of the archive, by a user whose umask and temporary directory are others.
+step "reproducible packages"
+mkdir "$work/again" "$work/temporary"
+(
+  umask 077
+  export TMPDIR=$work/temporary SOURCE_DATE_EPOCH
+  SOURCE_DATE_EPOCH=$(stat -c %Y "$tree/tidegate")
+  "$here/deb.sh" "$tree/tidegate" "$version" amd64 "$tree" "$work/again/tidegate_${version}_amd64.deb"
+  python3 "$here/image.py" write "$tree/tidegate" "$version" amd64 "$work/again/tidegate-$version-x86_64-linux.oci.tar"
+)
+for file in "$work"/again/*; do cmp "$file" "$dist/${file##*/}" || fail "${file##*/} differs when it is built again"; done
+
 step "image"
 mkdir "$work/image"
 OUT=$work/image python3 "$here/image.py" check "$dist/tidegate-$version-x86_64-linux.oci.tar"

@@ -50,7 +50,8 @@ put 644 "$docs/tidegate.example.toml" /usr/share/doc/tidegate/examples/tidegate.
 put_gzip "$documents/THIRD-PARTY-LICENSES.txt" /usr/share/doc/tidegate/THIRD-PARTY-LICENSES.txt
 
 mkdir "$root/DEBIAN"
-size=$(du -k -s --apparent-size "$root" | cut -f1)
+# Installed-Size as dpkg-gencontrol counts it: what a directory takes differs between file systems.
+size=$(find "$root/usr" "$root/etc" -printf '%y %s\n' | awk '{ sum += $1 == "f" ? int(($2 + 1023) / 1024) : 1 } END { print sum }')
 sed -e "s/@VERSION@/$version/" -e "s/@ARCH@/$arch/" -e "s/@SIZE@/$size/" "$here/deb/control.in" >"$root/DEBIAN/control"
 put 644 "$here/deb/conffiles" /DEBIAN/conffiles
 for script in postinst prerm postrm; do put 755 "$here/deb/$script" "/DEBIAN/$script"; done

@@ -8,15 +8,18 @@
 #   SHA256SUMS
 # For x86-64, and for arm64 where its toolchain is installed. CARGO is the cargo to use, PROFILE its profile, by default
 # `release`; CARGO_FLAGS are added to the build, such as `--config profile.release.lto=false` for a quick one. SOURCE_DATE_EPOCH, by default the time of the last
-# commit, is the time of every file: the same sources and the same compiler give the same bytes.
+# commit, is the time of every file: the same sources and the same compiler give the same bytes, in whatever directory;
+# reproduce.sh shows it.
 set -eu
+umask 022
 
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
 out=$1
 cargo=${CARGO:-cargo}
 profile=${PROFILE:-release}
-target_dir=${CARGO_TARGET_DIR:-$PWD/target}
+target_dir=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+export CARGO_TARGET_DIR="$target_dir" CARGO="$cargo"
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
 if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
@@ -31,7 +34,7 @@ sources=$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/registry/src/* 2>/dev/null | head 
 # Paths of this machine do not belong into the program.
 build() { # TRIPLE
   # shellcheck disable=SC2086
-  RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$PWD=/src --remap-path-prefix=${sources:-/none}=/crates" \
+  RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=$PWD=/src --remap-path-prefix=${sources:-/none}=/crates --remap-path-prefix=$target_dir=/target" \
     CFLAGS="-ffile-prefix-map=$PWD=/src -ffile-prefix-map=${sources:-/none}=/crates -ffile-prefix-map=$target_dir=/target" \
     "$cargo" build --locked --profile "$profile" --package gateway --features kubernetes --bin tidegate --target "$1" ${CARGO_FLAGS:-}
 }
@@ -59,6 +62,7 @@ pack() { # TRIPLE ARCH DEB_ARCH STRIP_PREFIX
   "$4strip" --strip-all -o "$stage/tidegate" "$program"
   (cd "$out" && "$4objcopy" --add-gnu-debuglink="$name.debug" "$stage/tidegate")
   cp -R "$work/documents/." "$stage"
+  chmod -R u=rwX,go=rX "$stage"
   find "$stage" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
   tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" -cf - "$name" |
     gzip -9n >"$out/$name.tar.gz"

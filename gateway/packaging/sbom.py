@@ -5,7 +5,8 @@
     sbom.py licences TARGET  the licence texts of all components, for the reader
     sbom.py check FILE       exit status 1 unless FILE is complete and agrees with Cargo.lock
 
-The components are those that `cargo metadata` resolves for TARGET without dev-dependencies, with the default features.
+The components are those that `cargo metadata` resolves for TARGET without dev-dependencies, with the features of the release.
+CARGO is the cargo to use.
 The output depends on the sources alone: SOURCE_DATE_EPOCH is the time in it.
 """
 import hashlib
@@ -19,11 +20,14 @@ import tomllib
 import uuid
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# As dist.sh builds the program.
+FEATURES = "gateway/kubernetes"
 LICENCE_FILES = ("licen[sc]e*", "LICEN[SC]E*", "COPYING*", "COPYRIGHT*", "NOTICE*")
 
 
 def metadata(target):
-    command = ["cargo", "metadata", "--locked", "--format-version=1", "--filter-platform", target]
+    cargo = os.environ.get("CARGO") or "cargo"
+    command = [cargo, "metadata", "--locked", "--format-version=1", "--features", FEATURES, "--filter-platform", target]
     return json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
 
 
@@ -155,7 +159,7 @@ def check(path):
             waiting.extend(by_ref.get(ref, []))
     if reached != set(refs):
         faults.append(f"not reached from the program, or unknown: {sorted(reached ^ set(refs))}")
-    for name in ("tokio", "rustls", "aws-lc-sys"):
+    for name in ("tokio", "rustls", "aws-lc-sys", "kube-client"):
         if not any(entry["name"] == name for entry in components):
             faults.append(f"{name} is missing, which the program links")
     for fault in faults:
