@@ -12,7 +12,7 @@ use bytes::Bytes;
 use shard::{CacheHit, CacheKey, Entry, EpochSnapshot, InsertTarget, KeyBuilder, Region};
 
 use super::context::RequestContext;
-use super::fill_task::{FillEnd, FillTask, PendingEntry};
+use super::fill_task::{FillEnd, FillFailure, FillTask, PendingEntry};
 use super::forward::UpstreamBody;
 use super::pieced_body::PiecedBody;
 use super::response_body::ResponseBody;
@@ -26,6 +26,7 @@ use crate::cache::{key, tags};
 use crate::error::{Error, ErrorKind};
 use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Response, StatusCode};
+use crate::metrics::Label as _;
 use crate::record::{CacheDetail, CacheResult};
 use crate::spans::{BackgroundWork, WorkEnd};
 use crate::tasks::{self, TaskKind};
@@ -374,6 +375,7 @@ impl RequestContext<'_> {
                 }),
                 Some((spans, report)) => tasks::spawn(TaskKind::Fill, async move {
                     let FillEnd { bytes, failure } = running.await;
+                    let failure = failure.map_or("", FillFailure::as_str);
                     report.end(spans, WorkEnd { bytes, failure, ..WorkEnd::default() });
                 }),
             }
