@@ -55,6 +55,14 @@ impl Fetch {
         }
     }
 
+    /// The entry of a part; `None` if it belongs to a variant, whose key is another one.
+    pub(super) fn part_entry(&self, region: Region, plan: StorePlan, extent: Extent) -> Option<PendingEntry> {
+        let StorePlan { object, ttl, variant_key } = plan;
+        let (key, fill_epoch) = (self.key.clone(), self.fill_epoch);
+        let entry = PendingEntry { object, extent: Some(extent), ttl, fill_epoch, key, region };
+        variant_key.is_none().then_some(entry)
+    }
+
     /// The entry that a body of this fetch becomes.
     pub(super) fn pending_entry(self, region: Region, plan: StorePlan, extent: Option<Extent>) -> PendingEntry {
         let StorePlan { object, ttl, variant_key } = plan;
@@ -472,7 +480,7 @@ pub(super) fn is_answer_to_range(status: StatusCode) -> bool {
 
 /// Ends a fetch that has failed before the head of its response. One of the waiting requests
 /// fetches again, unless the request was already sent twice, because a kept connection was closed.
-fn end_failed(leader: FillLeader, kind: ErrorKind, requests_sent: u32) {
+pub(super) fn end_failed(leader: FillLeader, kind: ErrorKind, requests_sent: u32) {
     match kind {
         // The dropped leader hands over: nothing was learned about the origin.
         ErrorKind::ClientGone => drop(leader),
