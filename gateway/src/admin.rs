@@ -14,6 +14,8 @@ mod live;
 pub(crate) use config::AdminConfig;
 pub(crate) use live::LiveSources;
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -144,6 +146,11 @@ async fn respond(state: &AdminState, request: &Request, peer: IpAddr) -> SimpleR
     if let Err(rejection) = permitted {
         return rejection;
     }
+    if let Some(name) = repeated_parameter(request.query().unwrap_or_default())
+        && path.starts_with("/api/")
+    {
+        return SimpleResponse::text(StatusCode::BAD_REQUEST, &format!("the parameter `{name}` is given twice"));
+    }
     if path == "/api/v1/purge" {
         return match request.method {
             Method::POST => purge(views, request.query().unwrap_or_default()).await,
@@ -173,6 +180,18 @@ async fn respond(state: &AdminState, request: &Request, peer: IpAddr) -> SimpleR
         _ => return SimpleResponse::text(StatusCode::NOT_FOUND, "not found"),
     };
     if is_read { view(state) } else { read_only() }
+}
+
+/// Parameters of which a query may have several: targets of a purge, and the keys of a caller.
+const REPEATABLE: [&str; 3] = ["url", "tag", "key"];
+
+/// A parameter that a query has twice: one of its values would be ignored.
+fn repeated_parameter(query: &str) -> Option<String> {
+    let mut seen = HashSet::new();
+    // `tier`: the former name.
+    let current = |name: Cow<'_, str>| if name == "tier" { "user_class".to_owned() } else { name.into_owned() };
+    let names = url::form_urlencoded::parse(query.as_bytes()).map(|(name, _)| current(name));
+    names.filter(|name| !REPEATABLE.contains(&&**name)).find(|name| !seen.insert(name.clone()))
 }
 
 fn read_only() -> SimpleResponse {
@@ -427,6 +446,27 @@ mod tests {
         assert_eq!(status(None, &post, LOOPBACK), 405);
         let head = Request { method: Method::HEAD, ..request("/live?x", &[]) };
         assert_eq!(status(None, &head, LOOPBACK), 200);
+    }
+
+    #[test]
+    fn a_parameter_that_is_given_twice_is_refused() {
+        let send = |method: Method, target: &str| status(None, &Request { method, ..request(target, &[]) }, LOOPBACK);
+        for (method, target, name) in [
+            (Method::POST, "/api/v1/purge?tag=a&soft=true&soft=false", "soft"),
+            (Method::POST, "/api/v1/purge?tag=a&node=n1&node=n2", "node"),
+            (Method::POST, "/api/v1/breakers/route/a?state=open&state=closed&for=1m", "state"),
+            (Method::POST, "/api/v1/breakers/route/a?state=open&for=1m&%66or=8d", "for"),
+            (Method::POST, "/api/v1/limits/a?mode=off&for=1m&mode=enforce", "mode"),
+            (Method::GET, "/api/v1/limits/explain?ip=::1&ip=::2", "ip"),
+            (Method::GET, "/api/v1/limits/explain?ip=::1&user_class=a&tier=b", "user_class"),
+            (Method::GET, "/api/v1/breakers?from=0&from=1", "from"),
+        ] {
+            let query = target.split_once('?').expect("a query").1;
+            assert_eq!(repeated_parameter(query).as_deref(), Some(name), "{target}");
+            assert_eq!(send(method, target), 400, "{target}");
+        }
+        assert_eq!(send(Method::POST, "/api/v1/purge?tag=a&tag=b&url=http://a/"), 200);
+        assert_eq!(repeated_parameter("ip=::1&key=a:b&key=c:d&ip6=1"), None);
     }
 
     #[test]

@@ -99,11 +99,15 @@ macro_rules! logged {
     };
 }
 
-/// A throttle for one event, or for each of `$count` kinds of it.
+/// A throttle for one event, for each name and kind of it, or for each of `$count` kinds.
 macro_rules! throttled {
     () => {{
         static THROTTLE: Throttle = Throttle::new();
         &THROTTLE
+    }};
+    (of $name:expr, $kind:expr) => {{
+        static THROTTLES: NamedThrottles = NamedThrottles::new();
+        THROTTLES.of($name, $kind)
     }};
     ($index:expr, $count:expr) => {{
         static THROTTLES: [Throttle; $count] = [const { Throttle::new() }; $count];
@@ -261,19 +265,19 @@ events! {
     AcceptPaused = "accept_paused" { error: &'a dyn Display = display(error) }
         => error [throttled!()] "accepting paused";
     ConnectionRefused = "connection_refused" { reason: &'static str, client: IpAddr = display(client) }
-        => warn [throttled!()] "connection refused";
+        => warn [throttled!(of "", reason)] "connection refused";
     /// A connection to a listener with `proxy_protocol` was closed because of its header.
     ProxyHeaderRefused = "proxy_header_refused" {
         reason: &'static str,
         peer: IpAddr = display(peer)
-    } => warn [throttled!()] "PROXY protocol header refused";
+    } => warn [throttled!(of "", reason)] "PROXY protocol header refused";
     TlsFailed = "tls_failed" { error: &'a dyn Display = display(error) } => debug "TLS handshake failed";
     /// A handshake failed because of the client's certificate.
     ClientCertificateRefused = "client_certificate_refused" {
         reason: &'static str,
         client: IpAddr = display(client),
         error: &'a dyn Display = display(error)
-    } => warn [throttled!()] "client certificate refused";
+    } => warn [throttled!(of "", reason)] "client certificate refused";
     /// The authorities of client certificates, at the start and when their files have changed.
     ClientCaLoaded = "client_ca_loaded" { path: &'a Path = display(path.display()), authorities: usize }
         => info "authorities of client certificates loaded";
@@ -294,10 +298,12 @@ events! {
         error: &'a dyn Display = display(error)
     } => warn "key set of tokens not fetched";
     /// A task panicked. A service is restarted; any other task ends.
-    TaskPanicked = "task_panicked" { kind: &'a str, panic: &'a str } => error [throttled!()] "task panicked";
+    TaskPanicked = "task_panicked" { kind: &'static str, panic: &'a str }
+        => error [throttled!(of "", kind)] "task panicked";
     /// A service ended although its owner still runs; it is restarted.
-    ServiceEnded = "service_ended" { kind: &'a str } => error [throttled!()] "a service ended and is restarted";
-    RequestPanicked = "request_panicked" { route: &'a str } => error [throttled!()] "request panicked";
+    ServiceEnded = "service_ended" { kind: &'static str }
+        => error [throttled!(of "", kind)] "a service ended and is restarted";
+    RequestPanicked = "request_panicked" { route: &'a str } => error [throttled!(of route, "")] "request panicked";
     UpstreamFailed = "upstream_failed" {
         route: &'a str,
         endpoint: &'a dyn Display = display(endpoint),
@@ -310,7 +316,7 @@ events! {
         reason: &'static str,
         limit: usize,
         waiting: usize
-    } => warn [throttled!()] "an upstream has too many calls in progress; calls are rejected";
+    } => warn [throttled!(of upstream, reason)] "an upstream has too many calls in progress; calls are rejected";
     /// An endpoint is out of use, for `seconds` at least; `None`: until its health checks pass.
     EndpointDown = "endpoint_down" {
         upstream: &'a str,
@@ -329,7 +335,7 @@ events! {
         endpoints: usize,
         added: usize,
         removed: usize
-    } => info [throttled!()] "the endpoints of an upstream have changed";
+    } => info [throttled!(of upstream, "")] "the endpoints of an upstream have changed";
     /// The addresses of a name cannot be looked up. The last known ones stay in use.
     LookupFailed = "lookup_failed" {
         upstream: &'a str,
@@ -347,12 +353,12 @@ events! {
     PasswordsThrottled = "passwords_throttled" { client: IpAddr = display(client) }
         => warn [throttled!()] "too many wrong passwords of an address";
     /// An HTTP/2 connection was ended because its client sent too many frames.
-    Http2Flood = "http2_flood" { client: IpAddr = display(client), frames: &'a str }
-        => warn [throttled!()] "an HTTP/2 client sent too many frames";
+    Http2Flood = "http2_flood" { client: IpAddr = display(client), frames: &'static str }
+        => warn [throttled!(of "", frames)] "an HTTP/2 client sent too many frames";
     /// A stream was refused because the memory of its connection, of its client's address, or of
     /// all connections was used up.
-    Http2StreamRefused = "http2_stream_refused" { client: IpAddr = display(client), memory: &'a str }
-        => warn [throttled!()] "no memory for a stream of an HTTP/2 client";
+    Http2StreamRefused = "http2_stream_refused" { client: IpAddr = display(client), memory: &'static str }
+        => warn [throttled!(of "", memory)] "no memory for a stream of an HTTP/2 client";
     /// Spans were dropped because the collector did not take them.
     TraceExportFailed = "trace_export_failed" {
         url: &'a str,
@@ -412,14 +418,32 @@ impl Event<'_> {
         }
     }
 
-    /// The route and the kind of failure whose lines share a throttle; empty for an event that has
-    /// one throttle.
-    fn throttled_as(&self) -> (&str, &'static str) {
-        match self {
-            Event::UpstreamFailed { route, kind, .. } => (route, kind.as_str()),
-            _ => ("", ""),
-        }
+    /// The route, the upstream and the kind of event whose lines share a throttle; empty for an
+    /// event that has one throttle.
+    fn throttled_as(&self) -> ThrottledLines {
+        let (route, upstream, kind) = match self {
+            Event::UpstreamFailed { route, kind, .. } => (*route, "", kind.as_str()),
+            Event::UpstreamOverloaded { upstream, reason, .. } => ("", *upstream, *reason),
+            Event::EndpointsChanged { upstream, .. } => ("", *upstream, ""),
+            Event::RequestPanicked { route } => (*route, "", ""),
+            Event::ConnectionRefused { reason, .. }
+            | Event::ProxyHeaderRefused { reason, .. }
+            | Event::ClientCertificateRefused { reason, .. } => ("", "", *reason),
+            Event::TaskPanicked { kind, .. } | Event::ServiceEnded { kind } => ("", "", *kind),
+            Event::Http2Flood { frames, .. } => ("", "", *frames),
+            Event::Http2StreamRefused { memory, .. } => ("", "", *memory),
+            _ => ("", "", ""),
+        };
+        ThrottledLines { event: self.name(), route: route.to_owned(), upstream: upstream.to_owned(), kind }
     }
+}
+
+/// What the lines of one throttle have in common.
+struct ThrottledLines {
+    event: EventName,
+    route: String,
+    upstream: String,
+    kind: &'static str,
 }
 
 /// Routes whose failures are throttled apart. Routes beyond them share.
@@ -434,6 +458,31 @@ fn failure_throttle(route: &str, kind: UpstreamFault) -> usize {
     route * UpstreamFault::ALL.len() + kind.index()
 }
 
+/// Names and kinds of one event that are throttled apart. Those beyond them share: names of routes
+/// and upstreams come from the configuration, which may have thousands.
+const NAMES_MAX: usize = 64;
+
+/// A throttle for each name and kind of an event, so that lines of one do not hide those of another.
+struct NamedThrottles {
+    named: [(OnceLock<(Box<str>, &'static str)>, Throttle); NAMES_MAX],
+    others: Throttle,
+}
+
+impl NamedThrottles {
+    const fn new() -> Self {
+        NamedThrottles { named: [const { (OnceLock::new(), Throttle::new()) }; NAMES_MAX], others: Throttle::new() }
+    }
+
+    /// The throttle of a name and a kind, which get the first free place.
+    fn of(&'static self, name: &str, kind: &'static str) -> &'static Throttle {
+        let is_own = |place: &OnceLock<(Box<str>, &'static str)>| {
+            let (own, own_kind) = place.get_or_init(|| (name.into(), kind));
+            **own == *name && *own_kind == kind
+        };
+        self.named.iter().find(|(place, _)| is_own(place)).map_or(&self.others, |(_, throttle)| throttle)
+    }
+}
+
 /// Passes one line per second and counts the others, without a lock.
 struct Throttle {
     /// Milliseconds since the start at which the next line may pass.
@@ -441,8 +490,8 @@ struct Throttle {
     suppressed: AtomicU64,
     /// Whether the throttle is in `SUPPRESSING`.
     is_listed: AtomicBool,
-    /// The line that passed last: its event, and what `Event::throttled_as` says of it.
-    passed: Mutex<Option<(EventName, String, &'static str)>>,
+    /// Those that passed.
+    passed: Mutex<Option<ThrottledLines>>,
 }
 
 /// Throttles with suppressed lines that no line has reported yet.
@@ -478,21 +527,21 @@ impl Throttle {
     }
 
     fn describe(&self, event: &Event<'_>) {
-        let (route, kind) = event.throttled_as();
-        *lock(&self.passed) = Some((event.name(), route.to_owned(), kind));
+        *lock(&self.passed) = Some(event.throttled_as());
     }
 
     fn report_suppressed(&self) {
         let suppressed = self.suppressed.swap(0, Relaxed);
-        if let Some((name, route, kind)) = &*lock(&self.passed)
+        if let Some(ThrottledLines { event, route, upstream, kind }) = &*lock(&self.passed)
             && suppressed > 0
         {
-            let route = (!route.is_empty()).then_some(&**route);
-            let kind = (!kind.is_empty()).then_some(kind);
+            let written = |text: &'_ str| (!text.is_empty()).then(|| text.to_owned());
+            let [route, upstream, kind] = [written(route), written(upstream), written(kind)];
             warn!(
                 event = "events_suppressed",
-                of = name.as_str(),
+                of = event.as_str(),
                 route,
+                upstream,
                 kind,
                 suppressed,
                 "similar lines were left out"
@@ -624,6 +673,22 @@ mod tests {
         unique.dedup();
         assert_eq!(unique.len(), all.len());
         assert!(all.iter().all(|index| *index < FAILURE_THROTTLES));
+    }
+
+    #[test]
+    fn lines_of_one_name_do_not_hide_those_of_another() {
+        static THROTTLES: NamedThrottles = NamedThrottles::new();
+        let now = Duration::from_secs(1);
+        for (name, kind) in [("a", "x"), ("a", "y"), ("b", "x")] {
+            assert_eq!(THROTTLES.of(name, kind).pass(now), Some(0), "{name} {kind}");
+            assert_eq!(THROTTLES.of(name, kind).pass(now), None, "{name} {kind}");
+        }
+        // The number of names is bounded: further ones share.
+        for name in 0..NAMES_MAX {
+            THROTTLES.of(&name.to_string(), "");
+        }
+        assert!(std::ptr::eq(THROTTLES.of("further", ""), THROTTLES.of("others", "")));
+        assert!(!std::ptr::eq(THROTTLES.of("a", "x"), THROTTLES.of("others", "")));
     }
 
     #[test]

@@ -313,7 +313,9 @@ fn print_manual(names: &[String]) -> ExitCode {
     let command = names.iter().try_fold(&program, |command, name| command.find_subcommand(name));
     let Some(command) = command else { return fail("there is no such command; see `tidegate --help`") };
     let mut page = Vec::new();
-    match clap_mangen::Man::new(command.clone()).render(&mut page) {
+    // A command has no version of its own.
+    let source = format!("tidegate {}", env!("CARGO_PKG_VERSION"));
+    match clap_mangen::Man::new(command.clone()).source(source).render(&mut page) {
         Ok(()) => print(&String::from_utf8_lossy(&page)),
         Err(error) => fail(&error.to_string()),
     }

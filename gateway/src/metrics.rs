@@ -80,11 +80,18 @@ pub(crate) struct Histogram(CounterGroup);
 
 impl Default for Histogram {
     fn default() -> Self {
-        Histogram(CounterGroup::new(PARTS_ALL + 1))
+        Histogram(CounterGroup::new(Histogram::CELLS))
     }
 }
 
+/// Cells for the counters of the configuration. Those of the process itself are far fewer than one
+/// in a thousand.
+pub(crate) const CELLS_MAX: usize = counter::cells_for_groups_of(Histogram::CELLS) / 1_000 * 999;
+
 impl Histogram {
+    /// The number of its cells, more than those of a label have.
+    pub(crate) const CELLS: usize = PARTS_ALL + 1;
+
     pub(crate) fn observe(&self, duration: Duration) {
         let nanos = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let bucket = BOUNDS_NANOS.iter().position(|bound| nanos <= *bound).unwrap_or(BOUNDS.len());

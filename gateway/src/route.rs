@@ -367,6 +367,17 @@ pub(crate) struct RouteCounters {
     pub(crate) mirrored: Arc<Counters<MirrorResult>>,
 }
 
+impl RouteCounters {
+    /// The number of its cells.
+    pub(crate) const CELLS: usize = Counters::<StatusClass>::CELLS
+        + Counter::CELLS
+        + Histogram::CELLS
+        + Counters::<CacheResult>::CELLS
+        + Counters::<ErrorKind>::CELLS
+        + Counter::CELLS
+        + Counters::<MirrorResult>::CELLS;
+}
+
 /// Registers the metrics of routes. `for_each_route` visits the current routes at scrape time.
 pub(crate) fn expose(for_each_route: impl Fn(&mut dyn FnMut(&Route)) + Clone + Send + Sync + 'static) {
     let for_each = for_each_route.clone();

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 pub(crate) use exporter::{ExportCompression, TraceExporter, TracingConfig, expose};
 pub(crate) use work::{TracedWork, WorkEnd, WorkOrigin};
 
+use crate::http::attempt::AttemptErrorClass;
 use crate::http::message::{HttpVersion, Method, Scheme, StatusCode};
 use crate::identify::Trace;
 use crate::label;
@@ -47,6 +48,8 @@ label! {
         Fetch = "detached_fetch",
         /// The body of a shared fetch, from the head of the response on.
         Fill = "fill",
+        /// The rest of a body for a reader that fell behind its shared fetch.
+        Continuation = "continuation",
     }
 }
 
@@ -98,8 +101,8 @@ pub(crate) struct ConnectSpan {
     pub(crate) address: SocketAddr,
     pub(crate) began: Instant,
     pub(crate) ended: Instant,
-    /// The class of the failure; empty without one.
-    pub(crate) failure: &'static str,
+    /// `None`: it was opened.
+    pub(crate) failure: Option<AttemptErrorClass>,
 }
 
 /// One attempt of a call to get a response from an endpoint.
@@ -109,7 +112,7 @@ pub(crate) struct AttemptSpan {
     pub(crate) began: Instant,
     pub(crate) ended: Instant,
     /// The status of the response, or the class of the failure.
-    pub(crate) result: Result<StatusCode, &'static str>,
+    pub(crate) result: Result<StatusCode, AttemptErrorClass>,
 }
 
 /// Collects the attempts and the connections of one call of a sampled request.

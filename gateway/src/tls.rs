@@ -130,6 +130,24 @@ pub(crate) struct TlsTerminator {
     resolver: Arc<CertificateResolver>,
     config: TlsConfig,
     client_auth: ArcSwapOption<LoadedClientAuth>,
+    /// Those of the last reload.
+    refused: ArcSwap<Vec<RefusedCertificate>>,
+}
+
+/// A changed file of which the former content stays in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RefusedCertificate {
+    pub(crate) file: PathBuf,
+    pub(crate) error: String,
+}
+
+impl RefusedCertificate {
+    /// Reports that `file` cannot be used.
+    fn report(file: &Path, error: &TlsError) -> Self {
+        let error = ErrorWithSource(error).to_string();
+        Event::CertificateRefused { path: file, error: &error }.emit();
+        RefusedCertificate { file: file.to_owned(), error }
+    }
 }
 
 /// A connection after its handshake.
@@ -198,6 +216,7 @@ impl TlsTerminator {
             resolver,
             config: config.clone(),
             client_auth: ArcSwapOption::from_pointee(client_auth),
+            refused: ArcSwap::default(),
         })
     }
 
@@ -260,37 +279,43 @@ impl TlsTerminator {
         store.certificates.iter().map(report).collect()
     }
 
+    /// The files that the last reload has refused.
+    pub(crate) fn refused(&self) -> Arc<Vec<RefusedCertificate>> {
+        self.refused.load_full()
+    }
+
     /// Reloads all files and replaces the certificates that have changed. If a file is unusable,
     /// its previous certificate is kept. Blocking file I/O.
     pub(crate) fn reload(&self) {
         let provider = aws_lc_rs::default_provider();
         let old = self.resolver.certificates.load_full();
-        let mut renewed = Vec::new();
-        let certificates =
-            old.certificates.iter().map(|certificate| match LoadedCertificate::load(&certificate.files, &provider) {
-                Ok(new) if new.key.cert == certificate.key.cert => certificate.clone(),
-                Ok(new) => {
-                    renewed.push(new.clone());
-                    new
-                }
-                Err(error) => {
-                    Event::CertificateRefused { path: &certificate.files.cert, error: &ErrorWithSource(&error) }.emit();
-                    certificate.clone()
-                }
-            });
+        let (mut renewed, mut refused) = (Vec::new(), Vec::new());
+        let certificates = old.certificates.iter().map(|certificate| match certificate.successor(&provider) {
+            Ok(new) if new.key.cert == certificate.key.cert => certificate.clone(),
+            Ok(new) => {
+                renewed.push(new.clone());
+                new
+            }
+            Err(error) => {
+                refused.push(RefusedCertificate::report(&certificate.files.cert, &error));
+                certificate.clone()
+            }
+        });
         if let Some(certificates) = CertificateStore::new(certificates.collect()) {
             self.resolver.certificates.store(Arc::new(certificates));
         }
         // Logged after the swap: a certificate that is logged as loaded is in use.
         renewed.iter().for_each(LoadedCertificate::log_loaded);
-        self.reload_client_auth();
+        refused.extend(self.reload_client_auth());
+        self.refused.store(Arc::new(refused));
     }
 
-    /// Replaces the authorities and revocation lists if one of their files has changed.
-    fn reload_client_auth(&self) {
-        let (Some(config), Some(old)) = (&self.config.client_auth, self.client_auth.load_full()) else { return };
+    /// Replaces the authorities and revocation lists if one of their files has changed. Returns the
+    /// file that is refused.
+    fn reload_client_auth(&self) -> Option<RefusedCertificate> {
+        let (Some(config), Some(old)) = (&self.config.client_auth, self.client_auth.load_full()) else { return None };
         let new = match LoadedClientAuth::load(config) {
-            Ok(new) if new.is_same(&old) => return,
+            Ok(new) if new.is_same(&old) => return None,
             new => new,
         };
         let new = new.and_then(|new| {
@@ -302,8 +327,9 @@ impl TlsTerminator {
                 self.server_configs.store(Arc::new(ServerConfigs::new(server_config)));
                 log_authorities(&self.config, &new);
                 self.client_auth.store(Some(Arc::new(new)));
+                None
             }
-            Err(error) => Event::CertificateRefused { path: &config.ca, error: &ErrorWithSource(&error) }.emit(),
+            Err(error) => Some(RefusedCertificate::report(&config.ca, &error)),
         }
     }
 }
@@ -446,6 +472,18 @@ impl LoadedCertificate {
 
     fn not_after(&self) -> Option<SystemTime> {
         not_after(self.key.cert.first()?)
+    }
+
+    /// The certificate that its files have now. An expired one does not replace a valid one: every
+    /// client would refuse it.
+    fn successor(&self, provider: &CryptoProvider) -> Result<LoadedCertificate, TlsError> {
+        let new = LoadedCertificate::load(&self.files, provider)?;
+        let now = SystemTime::now();
+        let is_valid = self.not_after().is_none_or(|time| time >= now);
+        match new.not_after() {
+            Some(since) if since < now && is_valid => Err(TlsError::Expired { path: self.files.cert.clone(), since }),
+            _ => Ok(new),
+        }
     }
 
     fn log_loaded(&self) {

@@ -306,6 +306,24 @@ fn pipelined_requests_are_answered_in_order() {
     assert!(text.find("live\n") < text.find("\"ready\":true"), "{text}");
 }
 
+/// Of two values of one parameter, the last one would apply: the operator meant one of them.
+#[test]
+fn repeated_parameters_are_refused() {
+    let gateway = gateway("");
+    for (method, target) in [
+        ("POST", "/api/v1/purge?tag=a&soft=true&soft=false"),
+        ("GET", "/api/v1/limits/explain?ip=192.0.2.1&ip=192.0.2.2"),
+        ("GET", "/api/v1/breakers?from=0&from=100"),
+    ] {
+        let response = Client::connect(gateway.admin).request(method, target, &[("host", "localhost")], b"");
+        assert_eq!(response.status, 400, "{target}");
+        assert!(response.text().contains("is given twice"), "{target}: {}", response.text());
+    }
+    let purged =
+        Client::connect(gateway.admin).request("POST", "/api/v1/purge?tag=a&tag=b", &[("host", "localhost")], b"");
+    assert_eq!(purged.status, 200, "a purge has several targets");
+}
+
 #[test]
 fn status_lists_a_bounded_number_of_routes() {
     let origin = Origin::start(|_| Script::reply(500, &[], ""));

@@ -68,6 +68,19 @@ fn documents_are_read_from_standard_input_and_refused_in_yaml() {
     assert!(piped(json).0);
     let (is_valid, text) = piped("versio = 1\n");
     assert!(!is_valid && text.contains("standard input:1:1"), "{text}");
+    // Nothing but the text shows the format.
+    for (text, hint) in [
+        ("# c\n---\nversion: 1\nupstreams:\n  shop: {}\n", "this looks like YAML"),
+        ("// c\n{ \"version\": 1 }\n", "comments of TOML begin with `#`"),
+    ] {
+        let (is_valid, said) = piped(text);
+        assert!(!is_valid && said.contains(hint), "{said}");
+    }
+    dir.write("c.conf", json);
+    let (is_valid, text) = check(&dir, &["c.conf"]);
+    assert!(!is_valid && text.contains("give the file the extension `.json`"), "{text}");
+    let (_, text) = piped("version = 1\nversion = : 2\n");
+    assert!(!text.contains("looks like"), "{text}");
     dir.write("c.yaml", "version: 1\n");
     let (is_valid, text) = check(&dir, &["c.yaml"]);
     assert!(!is_valid && text.contains("c.yaml is YAML, which is not read") && text.contains("TOML"), "{text}");
@@ -154,6 +167,12 @@ fn manual_pages_exist_for_commands_at_every_depth() {
         assert!(is_success && text.contains(expected), "{names:?}: {text}");
     }
     assert!(!man(&["config", "no"]).0 && !man(&["run", "print"]).0);
+    // Each page names the program and its version as its source.
+    for names in [&[][..], &["purge"], &["config", "print"]] {
+        let source = format!("\"tidegate {}\"", env!("CARGO_PKG_VERSION"));
+        let (_, text) = man(names);
+        assert!(text.lines().any(|line| line.starts_with(".TH ") && line.contains(&source)), "{names:?}: {text}");
+    }
 }
 
 #[test]

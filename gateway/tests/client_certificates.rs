@@ -192,6 +192,55 @@ fn only_certificates_of_the_authority_are_accepted() {
         (lines[0]["reason"].as_str(), lines[0]["client"].as_str()),
         (Some("certificate_missing"), Some("127.0.0.1"))
     );
+    // One reason does not hide another, although all of these came within moments.
+    for reason in ["certificate_unknown_issuer", "certificate_expired", "certificate_not_yet_valid"] {
+        assert!(lines.iter().any(|line| line["reason"] == reason), "{reason}: {lines:?}");
+    }
+}
+
+/// A changed file that cannot be used is named by `/ready` and the dashboard until it can.
+#[test]
+fn refused_files_are_shown_until_they_are_usable() {
+    let (origin, dir) = (origin(), TempDir::new());
+    let authority = Authority::new("ca");
+    dir.write("ca.pem", &authority.0.pem());
+    let server = MutualTls::start(dir, &origin, ("client_ca = \"ca.pem\"", "", ""));
+    let (gateway, dir) = (&server.gateway, &server.gateway.dir);
+    let read = |path: &str| serde_json::from_str::<serde_json::Value>(&gateway.admin(path).text()).expect("JSON");
+    let degraded = || read("/ready")["degraded"].to_string();
+    let shown = || read("/api/v1/dashboard")["state"]["refused_certificates"].to_string();
+    let client = authority.issue("ann");
+    let pair = |year: i32| {
+        let mut params = CertificateParams::new(vec!["gate.test".to_owned()]).expect("a name");
+        params.not_after = date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().expect("a key");
+        (params.self_signed(&key).expect("a certificate").pem(), key.serialize_pem())
+    };
+    let [certificate, key] =
+        ["tls.crt", "tls.key"].map(|name| std::fs::read_to_string(dir.path().join(name)).expect("a file"));
+    let ((other, _), (expired, its_key)) = (pair(4_000), pair(2_001));
+    let half = "-----BEGIN CERTIFICATE-----\nhalf a fi".to_owned();
+    for (changed, changed_key, error) in [
+        (&other, &key, "private key does not match"),
+        (&expired, &its_key, "the certificate has expired on Mon, 01 Jan 2001"),
+        (&half, &key, "no usable PEM content"),
+    ] {
+        assert_eq!(degraded(), "[]");
+        dir.write("tls.key", changed_key);
+        dir.write("tls.crt", changed);
+        wait_for(|| shown().contains(error), STEP_TIMEOUT);
+        let named = degraded();
+        assert!(named.contains("certificate ") && named.contains("tls.crt"), "{named}");
+        assert_eq!(gateway.admin("/ready").status, 200, "the former certificate serves");
+        assert_eq!(server.get(&client, "/"), Ok(200));
+        dir.write("tls.key", &key);
+        dir.write("tls.crt", &certificate);
+        wait_for(|| degraded() == "[]" && shown() == "[]", STEP_TIMEOUT);
+    }
+    dir.write("ca.pem", "no certificate");
+    wait_for(|| degraded().contains("ca.pem") && shown().contains("ca.pem"), STEP_TIMEOUT);
+    dir.write("ca.pem", &authority.0.pem());
+    wait_for(|| degraded() == "[]" && shown() == "[]", STEP_TIMEOUT);
 }
 
 #[test]

@@ -101,6 +101,62 @@ fn whole_response_is_completed_from_either_end() {
     }
 }
 
+/// A part in the middle leaves two gaps: each is requested, the smaller one first.
+#[test]
+fn both_gaps_around_a_part_are_requested() {
+    for (range, asked_for, rest) in [
+        ("", (0, 9_999), ["bytes=0-2999", "bytes=4000-9999"]),
+        ("bytes=100-8999", (100, 8_999), ["bytes=100-2999", "bytes=4000-8999"]),
+        ("bytes=0-4999", (0, 4_999), ["bytes=4000-4999", "bytes=0-2999"]),
+    ] {
+        let server = start("", "");
+        server.get("bytes=3000-3999", (3_000, 3_999), 1);
+        let completed = server.get(range, asked_for, 1);
+        assert_eq!(completed.status, if range.is_empty() { 200 } else { 206 });
+        assert!(completed.cache_status().contains("fwd=partial"), "{completed:?}");
+        assert!(server.get(range, asked_for, 1).is_hit(), "{range}");
+        let asked = ["bytes=3000-3999 -".to_owned(), format!("{} \"v1\"", rest[0]), format!("{} \"v1\"", rest[1])];
+        assert_eq!(server.asked(), asked);
+    }
+}
+
+/// The object changes before the first gap is requested, or between the two: no bytes of two
+/// versions are joined.
+#[test]
+fn gaps_of_another_version_are_not_joined() {
+    let server = start("", "");
+    server.get("bytes=3000-3999", (3_000, 3_999), 1);
+    server.version.store(2, Ordering::SeqCst);
+    assert_eq!(server.get("", (0, 9_999), 2).status, 200);
+    assert!(server.get("", (0, 9_999), 2).is_hit());
+
+    let origin = Origin::start(|request| serve(request, if request.number < 2 { 1 } else { 2 }, ""));
+    let gateway = Gateway::start(&one_route(origin.address, "", ""));
+    let server = Server { gateway, origin, version: Arc::default() };
+    server.get("bytes=3000-3999", (3_000, 3_999), 1);
+    assert_eq!(server.get("", (0, 9_999), 2).status, 200);
+    let asked = ["bytes=3000-3999 -", "bytes=0-2999 \"v1\"", "bytes=4000-9999 \"v1\""];
+    assert_eq!(server.asked(), asked);
+    assert!(server.get("", (0, 9_999), 2).is_hit());
+}
+
+/// A gap whose body is cut off is not stored; the response is fetched as a whole.
+#[test]
+fn a_gap_that_is_cut_off_is_not_joined() {
+    let origin = Origin::start(|request| {
+        if request.field("range") == Some("bytes=0-2999") {
+            let fields = [("ETag", "\"v1\""), ("Content-Range", "bytes 0-2999/10000"), ("Content-Length", "3000")];
+            return Script::new().head(206, &fields).send([0; 1_000]).close();
+        }
+        serve(request, 1, "")
+    });
+    let gateway = Gateway::start(&one_route(origin.address, "", ""));
+    let server = Server { gateway, origin, version: Arc::default() };
+    server.get("bytes=3000-3999", (3_000, 3_999), 1);
+    assert_eq!(server.get("", (0, 9_999), 1).status, 200);
+    assert_eq!(server.asked(), ["bytes=3000-3999 -", "bytes=0-2999 \"v1\"", "- -"]);
+}
+
 #[test]
 fn another_version_replaces_the_part() {
     let server = start("", "");

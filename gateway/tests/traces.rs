@@ -525,6 +525,50 @@ fn the_body_of_a_shared_fetch_has_a_span_that_outlives_its_client() {
     assert_eq!(ends, [["/cut", "4000", "aborted"], ["/item", "8000", "-"]]);
 }
 
+/// A reader that falls behind a shared fetch requests the rest itself, in the trace of its request.
+#[test]
+fn the_range_request_of_a_slow_reader_has_spans() {
+    // Above `cache.object_bytes`, and more than the sockets between client and gateway hold.
+    const LENGTH: usize = 24 << 20;
+    const FIRST: usize = 64 << 10;
+    let gate = support::Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |request| {
+        let fields = [("ETag", "\"a\""), ("Accept-Ranges", "bytes"), ("Cache-Control", "max-age=60")];
+        let Some(range) = request.field("range") else {
+            let chunk = |length: usize| [format!("{length:x}\r\n").as_bytes(), &vec![b'x'; length], b"\r\n"].concat();
+            let head = Script::new().head(200, &[&[("Transfer-Encoding", "chunked")], &fields[..]].concat());
+            return head.send(chunk(FIRST)).wait(&opened).send(chunk(LENGTH - FIRST)).send(b"0\r\n\r\n");
+        };
+        let first = range.strip_prefix("bytes=").and_then(|range| range.strip_suffix('-'));
+        let first: usize = first.expect("one open range").parse().expect("an offset");
+        let part = format!("bytes {first}-{}/{LENGTH}", LENGTH - 1);
+        Script::reply(206, &[&[("Content-Range", &*part)], &fields[..]].concat(), vec![b'x'; LENGTH - first])
+    });
+    let collector = collector();
+    let gateway = start(&origin, collector.address, "");
+    let mut slow = gateway.connect();
+    slow.send_get("/item", &[]);
+    let head = slow.read_head();
+    let mut fast = gateway.connect();
+    fast.send_get("/item", &[]);
+    wait_for(|| gateway.metric("tidegate_requests_in_flight") == 2.0, STEP_TIMEOUT);
+    gate.open();
+    assert_eq!(fast.read_response().body.len(), LENGTH);
+    assert_eq!(slow.read_body(head, "GET").body.len(), LENGTH);
+    let spans = spans_with(&collector, 2, "continuation");
+    let work = named(&spans, "continuation")[0];
+    let sent = origin.requests().into_iter().find(|request| request.field("range").is_some()).expect("a range request");
+    let first: usize = sent.field("range").unwrap_or_default()[6..].trim_end_matches('-').parse().expect("an offset");
+    let facts = ["url.path", "http.response.body.size", "error.type"].map(|key| attribute(work, key));
+    assert_eq!(facts, ["/item", &(LENGTH - first).to_string(), "-"]);
+    let call = below(&spans, work, "GET");
+    assert_eq!(attribute(call, "http.response.status_code"), "206");
+    assert_eq!(traceparent(sent.field("traceparent"))[1], call["spanId"].as_str().expect("an id"));
+    let parent = spans.iter().find(|span| span["spanId"] == work["parentSpanId"]).expect("its parent");
+    assert_eq!(parent["traceId"], work["traceId"]);
+}
+
 #[test]
 fn the_connections_that_an_attempt_tries_have_spans() {
     let (origin, collector) = (origin(), collector());

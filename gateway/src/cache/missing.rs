@@ -14,13 +14,20 @@ use super::stored::CachedObject;
 use crate::http::fields::{Fields, KnownField};
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 
+/// The smaller one of two gaps around a stored part is fetched first, and held in memory until it
+/// is stored. A larger one would keep the response waiting for longer than the whole object does.
+const FIRST_OF_TWO_MAX: u64 = 256 << 10;
+
 /// One contiguous piece that a stored part lacks, beside it.
 #[derive(Clone, Debug)]
 pub(crate) struct MissingPiece {
     /// Head of the object, of which a part is stored.
     object: CachedObject,
-    /// The bytes of the response, stored and missing ones together.
+    /// The bytes of the response, stored and missing ones together; of the first of two pieces,
+    /// those that are stored then.
     wanted: Extent,
+    /// Whether the response lacks another piece, on the other side of the part.
+    is_first_of_two: bool,
     /// The missing ones of them.
     missing: Extent,
     /// The stored bytes of the response before and after the missing ones.
@@ -30,8 +37,8 @@ pub(crate) struct MissingPiece {
 
 impl MissingPiece {
     /// The piece for `request`: for one range, or for the whole object without `Range`. `None` if
-    /// the part has no strong entity tag, holds nothing of the response, or leaves two gaps in it:
-    /// the response is then fetched as a whole.
+    /// the part has no strong entity tag, holds nothing of the response, or leaves two large gaps in
+    /// it: the response is then fetched as a whole.
     pub(crate) fn of(request: &Request, (object, part, body): (&CachedObject, Extent, &Bytes)) -> Option<Self> {
         strong_tag(&object.fields)?;
         let (first, last) = policy::single_range(request, &object.fields, part.total)?;
@@ -39,14 +46,38 @@ impl MissingPiece {
         let end = last + 1;
         let is_beginning = (part.first..part.end()).contains(&first) && end > part.end();
         let is_end = first < part.first && (part.first + 1..=part.end()).contains(&end);
-        let (missing, before, after) = if is_beginning {
+        let mut wanted = piece(first, end);
+        let is_first_of_two = first < part.first && end > part.end();
+        let (missing, before, after) = if is_first_of_two {
+            let (low, high) = (piece(first, part.first), piece(part.end(), end));
+            if low.length.min(high.length) > FIRST_OF_TWO_MAX {
+                return None;
+            }
+            if low.length <= high.length {
+                wanted = piece(first, part.end());
+                (low, Bytes::new(), body.clone())
+            } else {
+                wanted = piece(part.first, end);
+                (high, body.clone(), Bytes::new())
+            }
+        } else if is_beginning {
             (piece(part.end(), end), part.slice(body, (first, part.end() - 1))?, Bytes::new())
         } else if is_end {
             (piece(first, part.first), Bytes::new(), part.slice(body, (part.first, last))?)
         } else {
             return None;
         };
-        Some(MissingPiece { object: object.clone(), wanted: piece(first, end), missing, before, after })
+        Some(MissingPiece { object: object.clone(), wanted, is_first_of_two, missing, before, after })
+    }
+
+    /// Whether this piece and the part are a larger part of the response, which then lacks one more.
+    pub(crate) fn is_first_of_two(&self) -> bool {
+        self.is_first_of_two
+    }
+
+    /// The piece and the stored bytes around it.
+    pub(crate) fn joined(&self, missing: &[u8]) -> Bytes {
+        Bytes::from([&self.before[..], missing, &self.after].concat())
     }
 
     /// Makes a request one for the piece: another version of the object is sent as a whole.
@@ -72,6 +103,11 @@ impl MissingPiece {
         let mut head = policy::freshen(&self.object, response);
         range::remove_content_fields(&mut head.fields);
         Response { status: StatusCode::OK, length: BodyLength::Known(self.wanted.length), ..head }
+    }
+
+    /// The number of missing bytes.
+    pub(crate) fn missing_bytes(&self) -> u64 {
+        self.missing.length
     }
 
     /// The position of the response in the object.
@@ -118,10 +154,36 @@ mod tests {
         assert_eq!(missing("bytes=3-", "\"a\""), expected(7, 3, "3456", ""));
         assert_eq!(missing("bytes=0-3", "\"a\""), expected(0, 3, "", "3"));
         assert_eq!(missing("bytes=1-6", "\"a\""), expected(1, 2, "", "3456"));
-        for range in ["", "bytes=0-9", "bytes=2-7", "bytes=7-8", "bytes=0-2", "bytes=4-5", "bytes=5-8,9-9", "bytes=x"] {
+        for range in ["bytes=7-8", "bytes=0-2", "bytes=4-5", "bytes=5-8,9-9", "bytes=x"] {
             assert_eq!(missing(range, "\"a\""), None, "{range}");
         }
         assert_eq!((missing("bytes=5-8", "W/\"a\""), missing("bytes=5-8", "")), (None, None));
+    }
+
+    /// Of two gaps, the smaller one comes first.
+    #[test]
+    fn a_part_inside_the_response_is_completed_in_two_steps() {
+        let (part, body) = (Extent { first: 3, length: 4, total: 10 }, Bytes::from_static(b"3456"));
+        for (range, first, length, joined, rest) in [
+            ("", 0, 3, "0123456", (7, 3)),
+            ("bytes=0-9", 0, 3, "0123456", (7, 3)),
+            ("bytes=2-8", 2, 1, "23456", (7, 2)),
+            ("bytes=0-7", 7, 1, "34567", (0, 3)),
+        ] {
+            let piece = MissingPiece::of(&request(range), (&object("\"a\""), part, &body)).expect("a piece");
+            assert!(piece.is_first_of_two());
+            assert_eq!((piece.missing.first, piece.missing.length), (first, length), "{range}");
+            let bytes = piece.joined(&b"0123456789"[first as usize..(first + length) as usize]);
+            assert_eq!(bytes, joined.as_bytes(), "{range}");
+            let next = MissingPiece::of(&request(range), (&object("\"a\""), piece.wanted(), &bytes)).expect("another");
+            assert!(!next.is_first_of_two());
+            assert_eq!((next.missing.first, next.missing.length), rest, "{range}");
+        }
+        let total = 2 * FIRST_OF_TWO_MAX + 3;
+        let between = |first| Extent { first, length: 1, total };
+        let of = |first| MissingPiece::of(&request(""), (&object("\"a\""), between(first), &Bytes::from_static(b"x")));
+        assert!(of(FIRST_OF_TWO_MAX + 1).is_none(), "both are large");
+        assert!(of(FIRST_OF_TWO_MAX).is_some_and(|piece| piece.missing_bytes() == FIRST_OF_TWO_MAX));
     }
 
     #[test]
@@ -166,8 +228,9 @@ mod tests {
             if let Some(piece) = MissingPiece::of(&asked, (&object("\"a\""), part, &body)) {
                 let missing = complete.slice(piece.missing.first as usize..piece.missing.end() as usize);
                 prop_assert!(!missing.is_empty());
-                let joined = [&piece.before[..], &missing, &piece.after].concat();
-                prop_assert_eq!(&joined, &complete[from as usize..=to as usize]);
+                let joined = piece.joined(&missing);
+                prop_assert_eq!(&joined, &complete[piece.wanted.first as usize..piece.wanted.end() as usize]);
+                prop_assert_eq!(piece.is_first_of_two, joined.len() != (to - from + 1) as usize);
             }
         }
     }

@@ -11,6 +11,7 @@ use limiter::{
 
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::model::Config;
+use super::no_effect;
 use super::read_context::{Located, ReadContext};
 use super::section::{self, ConfigDraft};
 use super::suggestion::suggest;
@@ -50,6 +51,7 @@ pub(super) fn resolve(mut draft: ConfigDraft, context: &ReadContext<'_>) -> Conf
     check_route_matches(&draft, context);
     check_unused(&draft, &used, context);
     check_key_classes(&draft, context);
+    no_effect::check(&draft, context);
     draft.config
 }
 

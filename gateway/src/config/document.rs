@@ -57,7 +57,28 @@ fn toml_faults(source: &str) -> Vec<ConfigFault> {
         }
         last_line = Some(line);
     }
+    if let (Some(fault), Some(hint)) = (faults.first_mut(), other_format(source)) {
+        fault.hint = Some(hint.to_owned());
+    }
     faults
+}
+
+/// What to write in place of a document that looks like one of another format, by its first line
+/// that is no comment.
+fn other_format(source: &str) -> Option<&'static str> {
+    let is_content = |line: &&str| !line.is_empty() && !line.starts_with('#') && *line != "---";
+    let first = source.lines().map(str::trim).find(is_content)?;
+    let is_word =
+        |text: &str| text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'"'));
+    if first.starts_with('{') {
+        return Some("this looks like JSON: give the file the extension `.json`");
+    }
+    if first.starts_with("//") || first.starts_with("/*") {
+        return Some("comments of TOML begin with `#`; JSON has none");
+    }
+    let (key, value) = first.split_once(':')?;
+    let is_yaml = is_word(key) && (value.is_empty() || value.starts_with(' '));
+    is_yaml.then_some("this looks like YAML, which is not read: write the document in TOML, or in JSON")
 }
 
 fn from_table(table: DeTable<'_>) -> DocumentValue {

@@ -17,6 +17,7 @@ mod value_kind;
 mod constraints;
 mod table_reader;
 mod section;
+mod no_effect;
 mod check;
 mod json;
 mod document;

@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 
 use super::expand::ExpansionEnvironment;
-use super::fault::{ConfigFault, ConfigProblem, DocumentLocation};
+use super::fault::{ConfigFault, ConfigProblem, DocumentLocation, FaultSeverity};
 use super::own_machine::OwnMachine;
 
 /// Shared state of one read of a document.
@@ -121,6 +121,13 @@ impl<'a> ReadContext<'a> {
         self.faults.borrow_mut().push(at.warning(problem));
     }
 
+    pub(super) fn report(&self, severity: FaultSeverity, at: &DocumentLocation, problem: ConfigProblem) {
+        match severity {
+            FaultSeverity::Error => self.error(at, problem),
+            FaultSeverity::Warning => self.warning(at, problem),
+        }
+    }
+
     /// Whether a fault was found at `path` or below it.
     pub(super) fn has_fault_under(&self, path: &str) -> bool {
         let is_under = |fault: &ConfigFault| {
@@ -144,10 +151,17 @@ impl<'a> ReadContext<'a> {
         self.values.borrow_mut().push(value);
     }
 
-    /// Removes the effective values of the keys of a table.
+    /// Removes the effective values of the keys of a table that has just been read: they are among
+    /// the last ones, those of the table around it. Others are not compared: a document may have
+    /// thousands of routes.
     pub(super) fn remove_values_under(&self, table: &str) {
         let is_under = |path: &str| path.strip_prefix(table).is_some_and(|rest| rest.starts_with('.'));
-        self.values.borrow_mut().retain(|value| !is_under(&value.path));
+        let around = table.rsplit_once('.').map_or("", |(around, _)| around);
+        let mut values = self.values.borrow_mut();
+        let from = values.iter().rposition(|value| !value.path.starts_with(around)).map_or(0, |last| last + 1);
+        let mut recent = values.split_off(from);
+        recent.retain(|value| !is_under(&value.path));
+        values.append(&mut recent);
     }
 
     /// The values of all keys that were read, in the order of reading.

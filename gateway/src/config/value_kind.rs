@@ -1,5 +1,6 @@
 //! Kinds of values: how each is parsed, described in messages and formatted as a default.
 
+use std::marker::PhantomData;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use super::node::{DocumentNode, DocumentValue};
 use super::read_context::{Located, ReadContext};
 use super::suggestion::suggest;
 use super::units;
+use crate::metrics::Label;
 
 /// A node with its location and the read context: what a `ValueKind` reads and expands.
 pub(super) struct InputValue<'g> {
@@ -65,6 +67,12 @@ pub(super) fn string_schema(pattern: &str) -> Value {
         "" => json!({ "type": "string" }),
         pattern => json!({ "type": "string", "pattern": format!("^(?:{pattern})$|\\$\\{{") }),
     }
+}
+
+/// The schema of strings that are one of `words`. A placeholder becomes a word before it is
+/// compared.
+fn word_schema(words: &[&str]) -> Value {
+    json!({ "anyOf": [{ "enum": words }, { "type": "string", "pattern": "\\$\\{" }] })
 }
 
 /// The pattern of an integer with one of the units; without zeros where the range begins above 0.
@@ -314,9 +322,7 @@ impl<T: Clone + PartialEq> ValueKind for OneOf<T> {
     }
 
     fn schema(&self) -> Value {
-        let words: Vec<&str> = self.0.iter().filter(|(_, value)| value.is_some()).map(|(word, _)| *word).collect();
-        // A placeholder becomes a word before it is compared.
-        json!({ "anyOf": [{ "enum": words }, { "type": "string", "pattern": "\\$\\{" }] })
+        word_schema(&self.0.iter().filter(|(_, value)| value.is_some()).map(|(word, _)| *word).collect::<Vec<_>>())
     }
 
     fn read(&self, input: &InputValue<'_>) -> Result<T, ConfigProblem> {
@@ -332,10 +338,104 @@ impl<T: Clone + PartialEq> ValueKind for OneOf<T> {
     }
 }
 
+/// One of the words of a label.
+pub(super) struct LabelWord<L> {
+    /// With its article: "a member of access log lines".
+    pub(super) name: &'static str,
+    pub(super) label: PhantomData<L>,
+}
+
+impl<L: Label> ValueKind for LabelWord<L> {
+    type Value = L;
+
+    fn describe(&self) -> String {
+        self.name.to_owned()
+    }
+
+    fn format(&self, value: &L) -> String {
+        quoted(value.as_str())
+    }
+
+    fn schema(&self) -> Value {
+        word_schema(&L::ALL.iter().map(|word| word.as_str()).collect::<Vec<_>>())
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<L, ConfigProblem> {
+        let text = input.expanded_string(self)?;
+        L::ALL.iter().copied().find(|word| word.as_str() == text).ok_or_else(|| {
+            let words: Vec<&str> = L::ALL.iter().map(|word| word.as_str()).collect();
+            ConfigProblem::bad_value(format!("`{text}` is not {}", self.name)).hint(suggest(&text, &words))
+        })
+    }
+}
+
+/// One of a few integers.
+pub(super) struct OneOfIntegers {
+    pub(super) numbers: &'static [u32],
+    /// Each, with its article: "a redirect".
+    pub(super) name: &'static str,
+    pub(super) hint: &'static str,
+}
+
+impl ValueKind for OneOfIntegers {
+    type Value = u32;
+
+    fn describe(&self) -> String {
+        let numbers: Vec<String> = self.numbers.iter().map(u32::to_string).collect();
+        format!("one of {}", numbers.join(", "))
+    }
+
+    fn format(&self, value: &u32) -> String {
+        value.to_string()
+    }
+
+    fn schema(&self) -> Value {
+        json!({ "enum": self.numbers })
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<u32, ConfigProblem> {
+        let DocumentValue::Integer(number) = input.node.value else {
+            return Err(input.wrong_type(self));
+        };
+        let known = u32::try_from(number).ok().filter(|number| self.numbers.contains(number));
+        known.ok_or_else(|| ConfigProblem::bad_value(format!("{number} is not {}", self.name)).hint(self.hint))
+    }
+}
+
+/// How an array treats an item that it has already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Repeats {
+    /// It has no effect, and is warned of.
+    Warned,
+    /// It has an effect that nobody means, and is an error.
+    Refused,
+    /// The section compares the items by a part of them.
+    BySection,
+}
+
 /// An array whose items keep their locations. A fault in one item does not hide faults in others.
 pub(super) struct ArrayOf<K> {
     pub(super) item: K,
     pub(super) min_items: usize,
+    pub(super) repeats: Repeats,
+}
+
+impl<K: ValueKind> ArrayOf<K> {
+    /// Reports each item that the array has already. The message does not repeat it: a URL may have
+    /// a password.
+    fn report_repeats(&self, items: &[Located<K::Value>], context: &ReadContext<'_>) {
+        let texts: Vec<String> = items.iter().map(|item| self.item.format(&item.value)).collect();
+        for (index, item) in items.iter().enumerate() {
+            let Some(first) = texts[..index].iter().position(|text| *text == texts[index]) else { continue };
+            let message = format!("this is the same as `{}`", items[first].at.path);
+            let problem = ConfigProblem::new(FaultCode::Duplicate, message).hint("remove one of the two");
+            match self.repeats {
+                Repeats::Warned => context.warning(&item.at, problem),
+                Repeats::Refused => context.error(&item.at, problem),
+                Repeats::BySection => {}
+            }
+        }
+    }
 }
 
 impl<K: ValueKind> ValueKind for ArrayOf<K> {
@@ -352,7 +452,11 @@ impl<K: ValueKind> ValueKind for ArrayOf<K> {
     }
 
     fn schema(&self) -> Value {
-        json!({ "type": "array", "items": self.item.schema(), "minItems": self.min_items })
+        let mut schema = json!({ "type": "array", "items": self.item.schema(), "minItems": self.min_items });
+        if self.repeats == Repeats::Refused {
+            schema["uniqueItems"] = json!(true);
+        }
+        schema
     }
 
     fn read(&self, input: &InputValue<'_>) -> Result<Self::Value, ConfigProblem> {
@@ -360,7 +464,8 @@ impl<K: ValueKind> ValueKind for ArrayOf<K> {
             return Err(input.wrong_type(self).hint("enclose it in `[` and `]`"));
         };
         if items.len() < self.min_items {
-            return Err(ConfigProblem::bad_value("the array needs at least one item"));
+            let problem = ConfigProblem::bad_value("the array needs at least one item");
+            return Err(problem.hint(format!("each item: {}", self.item.describe())));
         }
         let mut values = Vec::with_capacity(items.len());
         for (index, node) in items.iter().enumerate() {
@@ -370,6 +475,7 @@ impl<K: ValueKind> ValueKind for ArrayOf<K> {
                 Err(problem) => input.context.error(&at, problem),
             }
         }
+        self.report_repeats(&values, input.context);
         Ok(values)
     }
 }

@@ -10,6 +10,7 @@ use super::body::{BodyError, BodySource};
 use super::exchange_clock::{Blame, ExchangeTimeout, ExchangeTimeouts};
 use super::message::{Request, Response};
 use super::tls_fault::TlsFault;
+use crate::label;
 use crate::metrics::Label as _;
 
 /// Maximum interim (1xx) responses before the final response.
@@ -63,24 +64,43 @@ pub(crate) enum UpstreamConnectionError {
     Unsendable(&'static str),
 }
 
+label! {
+    /// Why an attempt or a connection of a call failed, in spans.
+    pub(crate) AttemptErrorClass, "error.type", {
+        Connect = "connect",
+        NoAddress = "no_address",
+        NoEndpoints = "no_endpoints",
+        Tls = "tls",
+        NoResponse = "no_response",
+        Refused = "refused",
+        Reset = "reset",
+        Truncated = "truncated",
+        Malformed = "malformed",
+        Timeout = "timeout",
+        Client = "client",
+        /// Another connection was faster.
+        Abandoned = "abandoned",
+    }
+}
+
 impl UpstreamConnectionError {
     /// The class of the error, for spans.
-    pub(crate) fn class(&self) -> &'static str {
+    pub(crate) fn class(&self) -> AttemptErrorClass {
         match self {
-            UpstreamConnectionError::Connect(_) => "connect",
-            UpstreamConnectionError::NoAddress => "no_address",
-            UpstreamConnectionError::NoEndpoints => "no_endpoints",
-            UpstreamConnectionError::Tls(..) => "tls",
-            UpstreamConnectionError::NoResponse(_) => "no_response",
-            UpstreamConnectionError::Refused(_) => "refused",
-            UpstreamConnectionError::Reset(_) => "reset",
-            UpstreamConnectionError::Io(_) => "truncated",
-            UpstreamConnectionError::Malformed(_) => "malformed",
-            UpstreamConnectionError::Timeout(_) => "timeout",
+            UpstreamConnectionError::Connect(_) => AttemptErrorClass::Connect,
+            UpstreamConnectionError::NoAddress => AttemptErrorClass::NoAddress,
+            UpstreamConnectionError::NoEndpoints => AttemptErrorClass::NoEndpoints,
+            UpstreamConnectionError::Tls(..) => AttemptErrorClass::Tls,
+            UpstreamConnectionError::NoResponse(_) => AttemptErrorClass::NoResponse,
+            UpstreamConnectionError::Refused(_) => AttemptErrorClass::Refused,
+            UpstreamConnectionError::Reset(_) => AttemptErrorClass::Reset,
+            UpstreamConnectionError::Io(_) => AttemptErrorClass::Truncated,
+            UpstreamConnectionError::Malformed(_) => AttemptErrorClass::Malformed,
+            UpstreamConnectionError::Timeout(_) => AttemptErrorClass::Timeout,
             UpstreamConnectionError::ClientStopped(_)
             | UpstreamConnectionError::Client(_)
             | UpstreamConnectionError::ClientGone
-            | UpstreamConnectionError::Unsendable(_) => "client",
+            | UpstreamConnectionError::Unsendable(_) => AttemptErrorClass::Client,
         }
     }
 

@@ -18,6 +18,11 @@ const BLOCK_CELLS: usize = 512;
 /// Blocks of a stripe. A million cells: those of several thousand routes, before and after a reload
 /// together.
 const BLOCKS: usize = 2_048;
+/// Cells that groups of at most `size` cells can have: a group does not cross a block.
+pub(super) const fn cells_for_groups_of(size: usize) -> usize {
+    (BLOCKS - 1) * (BLOCK_CELLS - size)
+}
+
 /// First cell of the last block, which all counters beyond the bound share.
 const OVERFLOW: usize = (BLOCKS - 1) * BLOCK_CELLS;
 
@@ -134,6 +139,9 @@ impl Default for Counter {
 }
 
 impl Counter {
+    /// The number of its cells.
+    pub(crate) const CELLS: usize = 1;
+
     pub(crate) fn inc(&self) {
         self.add(1);
     }
@@ -170,6 +178,9 @@ impl<L: Label> Default for Counters<L> {
 }
 
 impl<L: Label> Counters<L> {
+    /// The number of its cells.
+    pub(crate) const CELLS: usize = L::ALL.len();
+
     pub(crate) fn inc(&self, label: L) {
         self.add(label, 1);
     }

@@ -243,9 +243,13 @@ impl<'c> RequestContext<'c> {
 
     /// Begins the spans of work in the trace of the request; `None`: it is not sampled.
     pub(super) fn begin_work(&self, work: BackgroundWork) -> Option<TracedWork> {
-        let (spans, exporter) = (self.record.spans.as_ref()?, self.snapshot.tracing.as_ref()?);
         let config = &self.route().config;
-        Some(WorkOrigin::of(spans, exporter).begin(work, self.request, (&config.name, config.path.pattern())))
+        Some(self.work_origin()?.begin(work, self.request, (&config.name, config.path.pattern())))
+    }
+
+    /// The current phase of a sampled request, below which work may begin.
+    pub(super) fn work_origin(&self) -> Option<WorkOrigin> {
+        Some(WorkOrigin::of(self.record.spans.as_ref()?, self.snapshot.tracing.as_ref()?))
     }
 
     /// A copy of the request that can go on without the client, for `work`.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use shard::{CacheHit, CacheKey, Entry, EpochSnapshot, InsertTarget, KeyBuilder, Region};
 
 use super::context::RequestContext;
-use super::fill_task::{FillEnd, FillTask, PendingEntry};
+use super::fill_task::{FillEnd, FillFailure, FillTask, PendingEntry};
 use super::forward::UpstreamBody;
 use super::pieced_body::PiecedBody;
 use super::response_body::ResponseBody;
@@ -26,6 +26,7 @@ use crate::cache::{key, tags};
 use crate::error::{Error, ErrorKind};
 use crate::http::fields::KnownField;
 use crate::http::message::{BodyLength, Response, StatusCode};
+use crate::metrics::Label as _;
 use crate::record::{CacheDetail, CacheResult};
 use crate::spans::{BackgroundWork, WorkEnd};
 use crate::tasks::{self, TaskKind};
@@ -52,6 +53,14 @@ impl Fetch {
             sent_at: view.store().wall_time(),
             random: context.snapshot.identity.random_u64(),
         }
+    }
+
+    /// The entry of a part; `None` if it belongs to a variant, whose key is another one.
+    pub(super) fn part_entry(&self, region: Region, plan: StorePlan, extent: Extent) -> Option<PendingEntry> {
+        let StorePlan { object, ttl, variant_key } = plan;
+        let (key, fill_epoch) = (self.key.clone(), self.fill_epoch);
+        let entry = PendingEntry { object, extent: Some(extent), ttl, fill_epoch, key, region };
+        variant_key.is_none().then_some(entry)
     }
 
     /// The entry that a body of this fetch becomes.
@@ -374,6 +383,7 @@ impl RequestContext<'_> {
                 }),
                 Some((spans, report)) => tasks::spawn(TaskKind::Fill, async move {
                     let FillEnd { bytes, failure } = running.await;
+                    let failure = failure.map_or("", FillFailure::as_str);
                     report.end(spans, WorkEnd { bytes, failure, ..WorkEnd::default() });
                 }),
             }
@@ -470,7 +480,7 @@ pub(super) fn is_answer_to_range(status: StatusCode) -> bool {
 
 /// Ends a fetch that has failed before the head of its response. One of the waiting requests
 /// fetches again, unless the request was already sent twice, because a kept connection was closed.
-fn end_failed(leader: FillLeader, kind: ErrorKind, requests_sent: u32) {
+pub(super) fn end_failed(leader: FillLeader, kind: ErrorKind, requests_sent: u32) {
     match kind {
         // The dropped leader hands over: nothing was learned about the origin.
         ErrorKind::ClientGone => drop(leader),

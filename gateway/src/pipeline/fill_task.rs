@@ -20,6 +20,7 @@ use crate::cache::policy::HIT_FOR_MISS_TTL;
 use crate::cache::stored::{CacheMeta, CachedObject};
 use crate::http::body::BodySource as _;
 use crate::http::buffer::ReadSize;
+use crate::label;
 use crate::tasks::{self, TaskWait};
 
 /// A cache entry whose body is still arriving: its head, key, region and lifetime.
@@ -48,8 +49,18 @@ pub(super) struct FillTask {
 /// The end of a fill, for its span.
 pub(super) struct FillEnd {
     pub(super) bytes: u64,
-    /// Empty: the body is complete.
-    pub(super) failure: &'static str,
+    /// `None`: the body is complete.
+    pub(super) failure: Option<FillFailure>,
+}
+
+label! {
+    /// Why the body of a shared fetch is not complete.
+    pub(super) FillFailure, "failure", {
+        /// No reader was left.
+        Abandoned = "abandoned",
+        /// The body has failed.
+        Aborted = "aborted",
+    }
 }
 
 impl FillTask {
@@ -72,12 +83,12 @@ impl FillTask {
                 }
             });
             match filled.await {
-                None => return FillEnd { bytes: producer.length(), failure: "abandoned" },
+                None => return FillEnd { bytes: producer.length(), failure: Some(FillFailure::Abandoned) },
                 Some(Err(error)) => {
                     tracing::debug!(%error, "the body of a shared fetch failed");
                     let bytes = producer.length();
                     producer.abort(error);
-                    return FillEnd { bytes, failure: "aborted" };
+                    return FillEnd { bytes, failure: Some(FillFailure::Aborted) };
                 }
                 Some(Ok(())) => {}
             }
@@ -106,7 +117,7 @@ impl FillTask {
         }
         let bytes = producer.length();
         producer.complete(source.all_trailers());
-        FillEnd { bytes, failure: "" }
+        FillEnd { bytes, failure: None }
     }
 }
 

@@ -182,7 +182,7 @@ pub(super) struct CallEnd {
     requests_sent: u32,
     retries: u32,
     is_hedged: bool,
-    attempts: Option<Box<AttemptLog>>,
+    pub(super) attempts: Option<Box<AttemptLog>>,
 }
 
 /// Begins a call of `request`, which is prepared for the upstream, by the route at an index of the

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
-use super::fetch::{Fetch, LedFetch};
+use super::fetch::{self, Fetch, LedFetch};
 use super::forward::{CallEnd, DetachableCall};
 use super::response_body::ResponseBody;
 use crate::cache::fill::FillLeader;
@@ -33,6 +33,17 @@ impl RequestContext<'_> {
     ) -> Result<ResponseBody<'static>, Error> {
         let has_validator = |object: &CachedObject| object.has_validator();
         let validated = self.stale.clone().filter(|hit| policy::object(&hit.meta).is_some_and(has_validator));
+        let piece = match piece {
+            None => None,
+            // Boxed: few requests need it.
+            Some(piece) => match Box::pin(self.close_first_gap(&fetch, piece)).await {
+                Ok(piece) => piece,
+                Err(error) => {
+                    fetch::end_failed(leader, error.kind(), self.record.requests_sent);
+                    return Err(error);
+                }
+            },
+        };
         let mut led = LedFetch { fetch, leader, validated, piece };
         loop {
             let mut copy = self.whole_request(&led);

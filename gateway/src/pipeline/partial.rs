@@ -1,6 +1,8 @@
 //! Range requests of objects that are not stored as a whole: answered from a stored part that holds
 //! the range, else forwarded as requested.
 
+use std::future::poll_fn;
+
 use shard::CacheHit;
 
 use super::context::{CONDITIONS, RequestContext};
@@ -15,6 +17,7 @@ use crate::cache::policy::{self, NoStoreReason};
 use crate::cache::range;
 use crate::cache::stored::CacheMeta;
 use crate::error::Error;
+use crate::http::body::BodySource as _;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::http::request_body::RequestBody;
 use crate::record::{CacheDetail, CacheResult};
@@ -56,6 +59,43 @@ impl RequestContext<'_> {
         (piece.wanted().length <= self.snapshot.cache.object_bytes).then(|| Box::new(piece))
     }
 
+    /// Requests the smaller one of two gaps around a stored part, and stores it with the part. What
+    /// the response lacks then is one piece; `None` if that cannot be joined, and the response is to
+    /// be fetched as a whole. Cancel safe: what is not stored is lost.
+    pub(super) async fn close_first_gap(
+        &mut self,
+        fetch: &Fetch,
+        piece: Box<MissingPiece>,
+    ) -> Result<Option<Box<MissingPiece>>, Error> {
+        if !piece.is_first_of_two() {
+            return Ok(Some(piece));
+        }
+        let mut copy = self.request.clone();
+        CONDITIONS.into_iter().for_each(|known| copy.fields.remove(known));
+        self.reduce(&mut copy);
+        piece.write_range(&mut copy.fields);
+        let mut received = self.forward(Some(&mut copy), RequestBody::Empty).await?;
+        if !piece.is_in(self.response) {
+            return Ok(None);
+        }
+        let whole = piece.whole_head(self.response);
+        let Ok(plan) = self.store_plan_for(fetch, &whole) else { return Ok(None) };
+        let mut missing = Vec::new();
+        // To the end of its framing, so that the connection can be used again.
+        while poll_fn(|cx| received.poll_fill(cx)).await.is_ok() && !received.data().is_empty() {
+            missing.extend_from_slice(received.data());
+            received.consume(received.data().len());
+        }
+        if missing.len() as u64 != piece.missing_bytes() {
+            return Ok(None);
+        }
+        let (extent, bytes) = (piece.wanted(), piece.joined(&missing));
+        let Some(entry) = fetch.part_entry(self.caller.region, plan, extent) else { return Ok(None) };
+        let next = MissingPiece::of(self.request, (&entry.object, extent, &bytes)).map(Box::new);
+        entry.store(self.worker, self.snapshot, bytes);
+        Ok(next)
+    }
+
     /// Forwards a range request and stores the response: a 206 as a part, a 200 as the whole
     /// object. With `piece`, only that is requested, unless the origin has another version.
     pub(super) async fn fetch_part(
@@ -69,6 +109,10 @@ impl RequestContext<'_> {
         let mut copy = self.request.clone();
         self.reduce(&mut copy);
         let mut source = None;
+        let piece = match piece {
+            Some(piece) => self.close_first_gap(&fetch, piece).await?,
+            None => None,
+        };
         if let Some(piece) = piece {
             let mut for_piece = copy.clone();
             CONDITIONS.into_iter().for_each(|known| for_piece.fields.remove(known));

@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 
 use super::context::{CONDITIONS, RANGE_FIELDS, RequestContext};
+use super::fill_task::FillFailure;
 use super::forward::{CallEnd, CallResources, DetachableCall, UpstreamBody, begin_detachable};
 use super::snapshot::Snapshot;
 use super::worker::WorkerResources;
@@ -24,7 +25,8 @@ use crate::http::buffer::ReadSize;
 use crate::http::fields::Fields;
 use crate::http::message::{Request, Response};
 use crate::identify::{OutgoingSpan, RequestId, Trace};
-use crate::metrics::{self, Counters};
+use crate::metrics::{self, Counters, Label as _};
+use crate::spans::{AttemptLog, BackgroundWork, Phase, TracedWork, WorkEnd, WorkOrigin};
 use crate::upstream::KeptConnections;
 use crate::{hop, identify, label};
 
@@ -57,10 +59,40 @@ enum SharedBodySource {
     /// The shared fetch, and the request by which this reader can continue alone.
     Fill(FillReader, Option<Box<ContinuationRequest>>),
     /// The range request is sent.
-    Requested(DetachableCall, ResumePoint),
+    Requested(DetachableCall, ResumePoint, Option<ContinuationSpans>),
     /// The response to it, and the bytes that are left.
-    Rest(Box<UpstreamBody<'static>>, u64),
+    Rest(Box<UpstreamBody<'static>>, u64, Option<ContinuationSpans>),
     Failed,
+}
+
+/// The spans of a range request and of its body, reported when they end: at the latest when the
+/// reader goes.
+struct ContinuationSpans {
+    /// `None` once they are reported.
+    work: Option<TracedWork>,
+    bytes: u64,
+}
+
+impl ContinuationSpans {
+    /// Ends the call; its body follows.
+    fn end_call(&mut self, attempts: Option<Box<AttemptLog>>) {
+        if let (Some((spans, _)), Some(attempts)) = (&mut self.work, attempts) {
+            spans.end_call(*attempts);
+        }
+    }
+
+    /// Reports the spans, with the class of the failure; empty without one.
+    fn end(&mut self, failure: &'static str) {
+        if let Some((spans, report)) = self.work.take() {
+            report.end(spans, WorkEnd { failure, bytes: self.bytes, ..WorkEnd::default() });
+        }
+    }
+}
+
+impl Drop for ContinuationSpans {
+    fn drop(&mut self) {
+        self.end(FillFailure::Abandoned.as_str());
+    }
 }
 
 /// The request of a reader, kept while its shared fetch is open.
@@ -74,6 +106,8 @@ struct ContinuationRequest {
     weight: u32,
     trace: Trace,
     request_id: Option<RequestId>,
+    /// The place of a sampled request in its trace.
+    origin: Option<WorkOrigin>,
     /// Index of the route in the snapshot.
     route: usize,
     worker: Rc<WorkerResources>,
@@ -81,19 +115,30 @@ struct ContinuationRequest {
 }
 
 impl ContinuationRequest {
-    fn send(self, point: &ResumePoint) -> DetachableCall {
-        let ContinuationRequest { mut request, peer, client, weight, trace, request_id, route, worker, snapshot } =
-            self;
+    fn send(self, point: &ResumePoint) -> (DetachableCall, Option<ContinuationSpans>) {
+        let ContinuationRequest { mut request, peer, client, weight, trace, request_id, .. } = self;
+        let ContinuationRequest { origin, route, worker, snapshot, .. } = self;
+        let of_route = snapshot.routes.at(route).map(|route| (&*route.config.name, route.config.path.pattern()));
+        let mut work = origin.zip(of_route).map(|(origin, route)| {
+            let (mut spans, report) = origin.begin(BackgroundWork::Continuation, &request, route);
+            spans.enter(Phase::Upstream);
+            (spans, report)
+        });
         point.write_range(&mut request.fields);
         hop::prepare_for_upstream(&mut request, peer);
-        let random = OutgoingSpan::Untraced(snapshot.identity.random_u64());
-        identify::write_trace(trace, random, &mut request.fields);
+        let span = match &work {
+            Some((spans, _)) => OutgoingSpan::Span(spans.current()),
+            None => OutgoingSpan::Untraced(snapshot.identity.random_u64()),
+        };
+        identify::write_trace(trace, span, &mut request.fields);
         if let Some(id) = request_id {
             id.write(&mut request.fields);
         }
+        let attempts = work.as_ref().map(|(spans, report)| Box::new(AttemptLog::new(spans, report.exporter())));
         let kept = KeptConnections::Use;
-        let resources = CallResources { worker, snapshot, client, weight, kept, attempts: None };
-        begin_detachable(resources, route, (request, Response::default()))
+        let resources = CallResources { worker, snapshot, client, weight, kept, attempts };
+        let call = begin_detachable(resources, route, (request, Response::default()));
+        (call, work.take().map(|work| ContinuationSpans { work: Some(work), bytes: 0 }))
     }
 }
 
@@ -119,6 +164,7 @@ impl SharedBody {
             weight: context.class_weight(),
             trace: context.caller.trace,
             request_id: context.record.request_id.clone(),
+            origin: context.work_origin(),
             route: context.route().index,
             worker: Rc::clone(context.worker),
             snapshot: Arc::clone(context.snapshot),
@@ -143,10 +189,13 @@ impl SharedBody {
 }
 
 /// The rest of the body that a range request has given, if it did.
-fn rest_of(ended: CallEnd, point: &ResumePoint) -> SharedBodySource {
+fn rest_of(ended: CallEnd, point: &ResumePoint, mut spans: Option<ContinuationSpans>) -> SharedBodySource {
+    if let Some(spans) = &mut spans {
+        spans.end_call(ended.attempts);
+    }
     let (result, source) = match ended.result {
         Ok(body) => match point.rest_in(&ended.response) {
-            Some(rest) => (ContinuationResult::Continued, SharedBodySource::Rest(Box::new(body), rest)),
+            Some(rest) => (ContinuationResult::Continued, SharedBodySource::Rest(Box::new(body), rest, spans.take())),
             None => (ContinuationResult::Mismatch, SharedBodySource::Failed),
         },
         Err(error) => {
@@ -155,6 +204,9 @@ fn rest_of(ended: CallEnd, point: &ResumePoint) -> SharedBodySource {
         }
     };
     CONTINUATIONS.inc(result);
+    if let Some(mut spans) = spans {
+        spans.end(result.as_str());
+    }
     source
 }
 
@@ -167,22 +219,34 @@ impl BodySource for SharedBody {
                         let continuation = continuation.take();
                         let point = reader.head().and_then(|head| ResumePoint::new(head, reader.offset()));
                         match (continuation, point) {
-                            (Some(own), Some(point)) => SharedBodySource::Requested(own.send(&point), point),
+                            (Some(own), Some(point)) => {
+                                let (call, spans) = own.send(&point);
+                                SharedBodySource::Requested(call, point, spans)
+                            }
                             _ => SharedBodySource::Failed,
                         }
                     }
                     other => return Poll::Ready(other),
                 },
-                SharedBodySource::Requested(call, point) => rest_of(ready!(call.as_mut().poll(cx)), point),
-                SharedBodySource::Rest(body, 0) => {
+                SharedBodySource::Requested(call, point, spans) => {
+                    rest_of(ready!(call.as_mut().poll(cx)), point, spans.take())
+                }
+                SharedBodySource::Rest(body, 0, spans) => {
                     // The end of its framing, so that the connection can be used again.
                     let _is_complete_without_it = body.poll_fill(cx);
+                    if let Some(spans) = spans {
+                        spans.end("");
+                    }
                     return Poll::Ready(Ok(()));
                 }
-                SharedBodySource::Rest(body, _) => {
-                    ready!(body.poll_fill(cx))?;
-                    let is_short = body.data().is_empty();
-                    return Poll::Ready(if is_short { Err(BodyError::Truncated) } else { Ok(()) });
+                SharedBodySource::Rest(body, _, spans) => {
+                    let filled = ready!(body.poll_fill(cx));
+                    let is_short = filled.is_ok() && body.data().is_empty();
+                    let filled = if is_short { Err(BodyError::Truncated) } else { filled };
+                    if let (Err(_), Some(spans)) = (&filled, spans) {
+                        spans.end(FillFailure::Aborted.as_str());
+                    }
+                    return Poll::Ready(filled);
                 }
                 SharedBodySource::Failed => return Poll::Ready(Err(BodyError::Detached)),
             };
@@ -192,7 +256,7 @@ impl BodySource for SharedBody {
     fn data(&self) -> &[u8] {
         match &self.source {
             SharedBodySource::Fill(reader, _) => reader.data(),
-            SharedBodySource::Rest(body, left) => {
+            SharedBodySource::Rest(body, left, _) => {
                 let data = body.data();
                 &data[..data.len().min(usize::try_from(*left).unwrap_or(usize::MAX))]
             }
@@ -203,9 +267,12 @@ impl BodySource for SharedBody {
     fn consume(&mut self, count: usize) {
         match &mut self.source {
             SharedBodySource::Fill(reader, _) => reader.consume(count),
-            SharedBodySource::Rest(body, left) => {
+            SharedBodySource::Rest(body, left, spans) => {
                 body.consume(count);
                 *left -= count as u64;
+                if let Some(spans) = spans {
+                    spans.bytes += count as u64;
+                }
             }
             SharedBodySource::Requested(..) | SharedBodySource::Failed => {}
         }
@@ -224,7 +291,7 @@ impl BodySource for SharedBody {
     }
 
     fn set_read_size(&mut self, size: ReadSize) {
-        if let SharedBodySource::Rest(body, _) = &mut self.source {
+        if let SharedBodySource::Rest(body, ..) = &mut self.source {
             body.set_read_size(size);
         }
     }

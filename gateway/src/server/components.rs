@@ -8,12 +8,13 @@ use shard::{ShardBreakerState, ShardReport};
 use super::breakers;
 use super::state::SharedState;
 use crate::cache::key;
+use crate::tls::RefusedCertificate;
 
 /// Components that are named. Thousands of endpoints may be out, and each probe and each reader of
 /// the dashboard gets the list.
 const DEGRADED_MAX: usize = 200;
 
-/// Names the breakers that reject calls, the shards whose breakers are not closed, the names whose
+/// Names the refused files of certificates, the breakers that reject calls, the shards whose breakers are not closed, the names whose
 /// addresses cannot be looked up, and the endpoints that are out; of more than `DEGRADED_MAX`, the
 /// number of the rest.
 pub(super) fn degraded_components(shared: &SharedState) -> Vec<String> {
@@ -38,13 +39,28 @@ pub(super) fn degraded_components(shared: &SharedState) -> Vec<String> {
         let of = |name| format!("lookup {} {name}", upstream.config().name);
         upstream.failing_names().into_iter().map(of).collect::<Vec<_>>()
     });
-    let mut components = breakers.chain(shards).chain(lookups).chain(endpoints);
+    let certificates = refused_certificates(shared);
+    let certificates = certificates.iter().map(|refused| format!("certificate {}", refused.file.display()));
+    let mut components = certificates.chain(breakers).chain(shards).chain(lookups).chain(endpoints);
     let mut named: Vec<String> = components.by_ref().take(DEGRADED_MAX).collect();
     match components.count() {
         0 => {}
         rest => named.push(format!("{rest} more")),
     }
     named
+}
+
+/// The files with certificates that the last reload has refused, each once: listeners may share one.
+pub(super) fn refused_certificates(shared: &SharedState) -> Vec<RefusedCertificate> {
+    let mut refused: Vec<RefusedCertificate> = Vec::new();
+    for terminator in shared.tls_terminators.iter().flatten() {
+        for file in terminator.refused().iter() {
+            if !refused.contains(file) {
+                refused.push(file.clone());
+            }
+        }
+    }
+    refused
 }
 
 /// The hot keys, the hottest first.

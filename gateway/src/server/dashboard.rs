@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::time::{MissedTickBehavior, interval_at};
 
 use super::bounded_lists;
-use super::components::{degraded_components, hot_keys};
+use super::components::{degraded_components, hot_keys, refused_certificates};
 use super::reload_status::ReloadStatus;
 use super::state::SharedState;
 use crate::tasks::{self, ServiceEnd, ServiceTask, TaskKind, TaskWait};
@@ -146,6 +146,10 @@ impl Dashboard {
             "shards": shared.store.shard_reports().map(|shard| rows::shard_row(&shard)).collect::<Vec<_>>(),
             "hot": hot_keys(shared),
             "certificates": self.certificates(),
+            "refused_certificates": refused_certificates(shared)
+                .into_iter()
+                .map(|refused| json!({ "file": refused.file.display().to_string(), "error": refused.error }))
+                .collect::<Vec<_>>(),
             "reload": self.reloads.to_json(snapshot.generation),
         })
     }

@@ -9,6 +9,7 @@ use super::{
     ATTEMPTS_MAX, AttemptSpan, BackgroundWork, ConnectSpan, FinishedRequest, Phase, PhaseSpan, RequestSpans, TEXT_MAX,
     child_id,
 };
+use crate::http::attempt::AttemptErrorClass;
 use crate::http::message::{Method, StatusCode};
 use crate::metrics::Label as _;
 
@@ -124,9 +125,9 @@ fn connect_span(spans: &RequestSpans, (phase, index): (&PhaseSpan, usize), conne
         ("network.peer.address", text(&connect.address.ip().to_string())),
         ("network.peer.port", int(connect.address.port())),
         ("network.transport", text("tcp")),
-        ("error.type", text(connect.failure)),
+        ("error.type", text(connect.failure.map_or("", AttemptErrorClass::as_str))),
     ]);
-    let outcome = Outcome { attributes, is_failed: !connect.failure.is_empty() };
+    let outcome = Outcome { attributes, is_failed: connect.failure.is_some() };
     let id = (child_id(phase.id, ATTEMPTS_MAX + index), phase.id);
     span(spans, id, ("connect", INTERNAL), (connect.began, connect.ended), outcome)
 }
@@ -165,7 +166,7 @@ fn attempt_outcome(request: &FinishedRequest, index: usize, attempt: &AttemptSpa
     let error = match attempt.result {
         Ok(status) if status.is_server_error() || status.is_client_error() => status.as_str().to_owned(),
         Ok(_) => String::new(),
-        Err(error) => error.to_owned(),
+        Err(error) => error.as_str().to_owned(),
     };
     let attributes = attributes([
         ("http.request.method", text(method)),
@@ -181,7 +182,7 @@ fn attempt_outcome(request: &FinishedRequest, index: usize, attempt: &AttemptSpa
     Outcome { attributes, is_failed: !error.is_empty() }
 }
 
-fn is_failure(result: Result<StatusCode, &'static str>) -> bool {
+fn is_failure(result: Result<StatusCode, AttemptErrorClass>) -> bool {
     result.map_or(true, |status| status.is_server_error() || status.is_client_error())
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use rustls::server::VerifierBuilderError;
 use rustls_pki_types::pem;
@@ -18,6 +19,8 @@ pub enum TlsError {
     Certificate { path: PathBuf, source: webpki::Error },
     #[error("{}: private key does not match the certificate", path.display())]
     Key { path: PathBuf, source: rustls::Error },
+    #[error("{}: the certificate has expired on {}", path.display(), httpdate::fmt_http_date(*since))]
+    Expired { path: PathBuf, since: SystemTime },
     #[error("{}: unusable certificate of an authority", path.display())]
     Authority { path: PathBuf, source: rustls::Error },
     #[error("{}: client certificates cannot be verified", path.display())]

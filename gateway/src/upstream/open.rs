@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::attempt_error::AttemptError;
 use super::pool::{self, AllowedProtocols};
 use crate::endpoint::{Endpoint, EndpointAvailability, EndpointSet, InFlightGuard, Pick};
-use crate::http::attempt::UpstreamConnectionError;
+use crate::http::attempt::{AttemptErrorClass, UpstreamConnectionError};
 use crate::http::exchange_clock::{Blame, ExchangeTimeout};
 use crate::http::upstream_connection::UpstreamConnection;
 use crate::spans::{AttemptLog, ConnectSpan};
@@ -60,12 +60,9 @@ struct Opening {
     connecting: Pin<Box<dyn Future<Output = Result<UpstreamConnection, UpstreamConnectionError>>>>,
 }
 
-/// The class of a connection attempt that another one has overtaken.
-const ABANDONED: &str = "abandoned";
-
 impl Opening {
     /// Notes the attempt, which has ended, for the spans of a sampled request.
-    fn note(&self, log: Option<&AttemptLog>, failure: &'static str) {
+    fn note(&self, log: Option<&AttemptLog>, failure: Option<AttemptErrorClass>) {
         let Some(log) = log else { return };
         let endpoint = self.in_flight.endpoint();
         log.push_connect(ConnectSpan {
@@ -209,7 +206,7 @@ pub(super) async fn open(
                     && let Some(connection) = plan.take_idle(&endpoint)
                 {
                     note_slow(&running, Instant::now());
-                    running.iter().for_each(|other| other.note(log, ABANDONED));
+                    running.iter().for_each(|other| other.note(log, Some(AttemptErrorClass::Abandoned)));
                     failed.extend(failure);
                     return Ok((InFlightGuard::new(endpoint), connection));
                 }
@@ -234,8 +231,8 @@ pub(super) async fn open(
             OpeningEvent::Delayed => {}
             OpeningEvent::Ended(index, Ok(connection)) => {
                 let opening = running.swap_remove(index);
-                opening.note(log, "");
-                running.iter().for_each(|other| other.note(log, ABANDONED));
+                opening.note(log, None);
+                running.iter().for_each(|other| other.note(log, Some(AttemptErrorClass::Abandoned)));
                 let Opening { in_flight, started, .. } = opening;
                 in_flight.endpoint().record_reachable(Instant::now().into_std());
                 note_slow(&running, started);
@@ -244,7 +241,7 @@ pub(super) async fn open(
             }
             OpeningEvent::Ended(index, Err(error)) => {
                 let opening = running.swap_remove(index);
-                opening.note(log, error.class());
+                opening.note(log, Some(error.class()));
                 let endpoint = Arc::clone(opening.in_flight.endpoint());
                 if error.blame() == Blame::Upstream {
                     endpoint.record_unreachable(Instant::now().into_std());

@@ -216,6 +216,12 @@ pub(crate) struct RetryBudget {
     seed: AtomicU64,
 }
 
+impl RetryBudget {
+    /// The number of cells of its counters.
+    pub(super) const CELLS: usize =
+        Counters::<RetryReason>::CELLS + Counters::<ReplayReason>::CELLS + 3 * Counter::CELLS;
+}
+
 /// A retry or hedge in progress.
 pub(crate) struct RetryPermit(Arc<RetryBudget>);
 

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
+use super::retry::RetryBudget;
+use crate::concurrency::ConcurrencyRejection;
 use crate::endpoint::{OutReason, TrafficDirection};
 use crate::http::attempt::UpstreamConnectionError;
 use crate::http::exchange_clock::Blame;
@@ -85,4 +87,15 @@ pub(crate) struct UpstreamStats {
     pub(super) ejections: Counters<OutReason>,
     /// Bytes of bodies, of all endpoints that were known.
     pub(super) bytes: Arc<Counters<TrafficDirection>>,
+}
+
+impl UpstreamStats {
+    /// The number of cells of an upstream's counters, those of its retries and of its concurrency
+    /// limit included.
+    pub(crate) const CELLS: usize = Counters::<UpstreamResult>::CELLS
+        + Histogram::CELLS
+        + Counters::<OutReason>::CELLS
+        + Counters::<TrafficDirection>::CELLS
+        + RetryBudget::CELLS
+        + Counters::<ConcurrencyRejection>::CELLS;
 }

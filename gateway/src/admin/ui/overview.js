@@ -56,6 +56,10 @@ const describe = state => name => {
     return `The addresses of ${rest[1]} (upstream ${rest[0]}) cannot be looked up; the last known ones are used${reason}.`;
   }
   const text = rest.join(" ");
+  if (kind === "certificate") {
+    const refused = state.refused_certificates.find(refused => refused.file === text);
+    return `The changed certificate ${text} is refused; the former one stays in use${refused ? `: ${refused.error}` : ""}.`;
+  }
   return kind === "breaker" ? `The breaker of ${text.replace(/^of /, "")} is open: calls are rejected.` : name;
 };
 

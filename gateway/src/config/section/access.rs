@@ -2,7 +2,7 @@
 
 use super::super::fault::ConfigProblem;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{ArrayOf, ParsedString};
+use super::super::value_kind::{ArrayOf, ParsedString, Repeats};
 use super::formats;
 use crate::identify::{self, AccessConfig, AccessEntry};
 
@@ -22,7 +22,7 @@ pub(super) fn read(root: &TableReader<'_>, identify: &identify::IdentityConfig) 
 
 /// An entry that can never match is a fault: a caller on the deny list would be let through.
 fn list(table: &TableReader<'_>, key: &'static str, identify: &identify::IdentityConfig) -> Vec<AccessEntry> {
-    let entries = table.value_or(key, &ArrayOf { item: ENTRY, min_items: 0 }, Vec::new());
+    let entries = table.value_or(key, &ArrayOf { item: ENTRY, min_items: 0, repeats: Repeats::Warned }, Vec::new());
     for entry in &entries {
         let missing = match &entry.value {
             AccessEntry::Device(_) if identify.device.is_empty() => "device",

@@ -6,10 +6,10 @@ use http::{HeaderName, Method, Uri};
 use ipnet::{IpNet, Ipv4Net};
 use rustls_pki_types::ServerName;
 
-use super::super::fault::ConfigProblem;
+use super::super::fault::{ConfigProblem, FaultCode, FaultSeverity};
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{ArrayOf, ParsedString};
+use super::super::value_kind::{ArrayOf, ParsedString, Repeats, ValueKind};
 use crate::endpoint::{EndpointAddress, EndpointScheme};
 use crate::http::authority;
 use crate::route::{HostPattern, PathPattern};
@@ -164,9 +164,59 @@ pub(super) const PREFIX: ParsedString<String> =
 
 /// Reads an array of strings, without their locations.
 pub(super) fn list<T>(table: &TableReader<'_>, key: &'static str, item: ParsedString<T>, default: Vec<T>) -> Vec<T> {
+    values(table, key, &ArrayOf { item, min_items: 0, repeats: Repeats::Warned }, default)
+}
+
+/// Reads an array, without the locations of its items.
+pub(super) fn values<K: ValueKind>(
+    table: &TableReader<'_>,
+    key: &'static str,
+    array: &ArrayOf<K>,
+    default: Vec<K::Value>,
+) -> Vec<K::Value> {
     let default = default.into_iter().map(|value| Located { value, at: table.at.clone() }).collect();
-    let items = table.value_or(key, &ArrayOf { item, min_items: 0 }, default);
-    items.into_iter().map(|item| item.value).collect()
+    table.value_or(key, array, default).into_iter().map(|item| item.value).collect()
+}
+
+/// Reads an array of statuses and classes, in which each covers responses of its own.
+pub(super) fn statuses(
+    table: &TableReader<'_>,
+    key: &'static str,
+    array: &ArrayOf<ParsedString<u16>>,
+    default: Vec<u16>,
+) -> Vec<u16> {
+    let default = default.into_iter().map(|value| Located { value, at: table.at.clone() }).collect();
+    let statuses = table.value_or(key, array, default);
+    for status in &statuses {
+        let class = statuses.iter().find(|class| class.value < 10 && class.value == status.value / 100);
+        if let Some(class) = class {
+            let message = format!("`{}` has no effect beside `{}xx`", status.value, class.value);
+            let problem = ConfigProblem::new(FaultCode::Duplicate, message);
+            table.context.warning(&status.at, problem.hint("remove one of the two"));
+        }
+    }
+    statuses.into_iter().map(|status| status.value).collect()
+}
+
+/// Reports the names of fields that differ from an earlier one in their case only: they name the
+/// same field.
+pub(super) fn check_field_names<'n>(
+    table: &TableReader<'_>,
+    names: impl Iterator<Item = &'n Located<String>>,
+    severity: FaultSeverity,
+    hint: &str,
+) {
+    let mut seen: Vec<&str> = Vec::new();
+    for name in names {
+        match seen.iter().find(|earlier| earlier.eq_ignore_ascii_case(&name.value)) {
+            Some(earlier) => {
+                let message = format!("`{}` and `{earlier}` name the same field", name.value);
+                let problem = ConfigProblem::new(FaultCode::Duplicate, message).hint(hint);
+                table.context.report(severity, &name.at, problem);
+            }
+            None => seen.push(&name.value),
+        }
+    }
 }
 
 pub(super) fn parse_name(text: &str) -> Result<String, ConfigProblem> {
@@ -207,6 +257,10 @@ fn parse_network(text: &str) -> Result<IpNet, ConfigProblem> {
 fn parse_method(text: &str) -> Result<Method, ConfigProblem> {
     let method = Method::from_bytes(text.as_bytes());
     let method = method.map_err(|_| ConfigProblem::bad_value(format!("`{text}` is not a method")))?;
+    if text == "*" {
+        let problem = ConfigProblem::bad_value("`*` is the name of a method here, and matches no other");
+        return Err(problem.hint("name the methods"));
+    }
     // Methods are case-sensitive (RFC 9110 section 9.1): "get" would never match.
     let upper = text.to_ascii_uppercase();
     if upper == text {
@@ -340,9 +394,11 @@ fn parse_kubernetes_endpoint(text: &str) -> Option<Result<EndpointAddress, Confi
 }
 
 fn parse_statuses(text: &str) -> Result<u16, ConfigProblem> {
+    // `parse` alone would accept `+200` and `0200`.
+    let has_digits = text.len() == 3 && text.bytes().next().is_some_and(|first| first.is_ascii_digit());
     let class = text.strip_suffix("xx").and_then(|class| class.parse().ok()).filter(|class| (1..=5).contains(class));
     let status = || text.parse().ok().filter(|status| (100..=599).contains(status));
-    class.or_else(status).ok_or_else(|| {
+    class.or_else(status).filter(|_| has_digits).ok_or_else(|| {
         ConfigProblem::bad_value(format!("`{text}` is not a status")).hint("write \"200\", or \"2xx\" for a class")
     })
 }

@@ -7,7 +7,7 @@ use super::super::constraints;
 use super::super::fault::{ConfigProblem, FaultCode};
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{ArrayOf, ParsedString};
+use super::super::value_kind::{ArrayOf, ParsedString, Repeats};
 use super::{files, formats};
 use crate::identify::{CountryCode, GeoArea, GeoDatabase, GeoIpConfig};
 
@@ -29,7 +29,7 @@ pub(super) fn read(identity: &TableReader<'_>) -> Option<GeoIpConfig> {
         table.constraint(constraints::exactly_one(&["database"]));
         table.constraint(constraints::names("regions", formats::REGION_PATTERN));
         let database = files::optional_path(table, "database");
-        let named = table.named_values("regions", &ArrayOf { item: AREA, min_items: 1 });
+        let named = table.named_values("regions", &ArrayOf { item: AREA, min_items: 1, repeats: Repeats::BySection });
         let mut regions: Vec<(GeoArea, shard::Region)> = Vec::new();
         for (name, areas) in named {
             let region = match (formats::REGION.parse)(&name.value) {

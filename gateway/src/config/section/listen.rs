@@ -1,5 +1,6 @@
 //! `[[listen]]`, `[admin]` and `[limits_http]`.
 
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 use super::super::constraints;
@@ -40,6 +41,7 @@ fn tls(table: &TableReader<'_>) -> tls::TlsConfig {
     const VERSIONS: OneOf<tls::MinTlsVersion> =
         OneOf(&[("1.2", Some(tls::MinTlsVersion::V12)), ("1.3", Some(tls::MinTlsVersion::V13))]);
     table.constraint(constraints::not_empty("certificates"));
+    let mut seen = HashSet::new();
     let certificates: Vec<Option<tls::CertificateFiles>> = table.tables("certificates", |files| {
         let (cert, key) = (path(files, "cert"), path(files, "key"));
         for file in [&cert, &key].into_iter().flatten() {
@@ -48,6 +50,10 @@ fn tls(table: &TableReader<'_>) -> tls::TlsConfig {
         let at = files.at.clone();
         let certificate = tls::CertificateFiles { cert: cert?.value, key: key?.value };
         check_certificate(files, &certificate, &at);
+        if !seen.insert(certificate.cert.clone()) {
+            let problem = ConfigProblem::new(FaultCode::Duplicate, "the listener has this certificate already");
+            files.context.warning(&at, problem.hint("remove one of the two"));
+        }
         Some(certificate)
     });
     if certificates.is_empty() {

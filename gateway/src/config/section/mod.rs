@@ -25,7 +25,7 @@ mod server;
 mod spans;
 mod upstreams;
 
-pub(super) use draft::ConfigDraft;
+pub(super) use draft::{ConfigDraft, RouteReferences};
 pub(super) use formats::parse_endpoint;
 pub(super) use route_actions::unkeyed_variable;
 
@@ -104,6 +104,10 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
         redis_secret: root.location_of(&["redis", "secret"]),
         uri_bytes: root.location_of(&["limits_http", "uri_bytes"]),
         object_bytes: root.location_of(&["cache", "object_bytes"]),
+        remote_object_bytes: root.location_of(&["cache", "remote_object_bytes"]),
+        zone: root.location_of(&["server", "zone"]),
+        tiers: root.location_of(&["tiers"]),
+        exempt: root.location_of(&["access", "exempt"]),
         limits: root.location_of(&["limits"]),
         rules: rules_at,
         upstreams: upstreams_at,

@@ -7,7 +7,9 @@ use super::super::expand::read_file;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, ParsedString, SizeRange};
+use super::super::value_kind::{
+    AnyString, ArrayOf, DurationRange, IntegerRange, OneOf, ParsedString, Repeats, SizeRange,
+};
 use super::bounds::{MS, SECOND, index};
 use super::{formats, secrets};
 use crate::limit;
@@ -73,6 +75,10 @@ pub(super) fn read(root: &TableReader<'_>, object_bytes: u64) -> RedisSection {
         let locations = regions.iter().map(|(region, _)| region.clone()).collect();
         let compression = table.value_or("compression", &COMPRESSION, Compression::default());
         let compress = table.value_or("compress_from", &SizeRange(1..=1 << 40), DEFAULT_COMPRESS_FROM);
+        if compression == Compression::Off && compress != DEFAULT_COMPRESS_FROM {
+            let problem = ConfigProblem::new(FaultCode::Risk, "`compress_from` has no effect: nothing is compressed");
+            table.context.warning(&table.location_of(&["compress_from"]), problem.hint("set `redis.compression`"));
+        }
         let copies = table.value_or("hot_copies", &IntegerRange(1..=64), DEFAULT_HOT_COPIES);
         let tls = table.table("tls", tls_config);
         let remote = shard::RemoteConfig {
@@ -107,8 +113,8 @@ fn region(name: Located<&str>, table: &TableReader<'_>) -> Option<(Located<shard
     });
     let slots =
         table.value_or("slots", &IntegerRange(1..=u32::from(shard::SLOTS_MAX)), u32::from(shard::DEFAULT_SLOTS));
-    let endpoints = ArrayOf { item: ENDPOINT, min_items: 1 };
-    let cluster = table.optional("cluster", &ArrayOf { item: CLUSTER_NODE, min_items: 1 });
+    let endpoints = ArrayOf { item: ENDPOINT, min_items: 1, repeats: Repeats::BySection };
+    let cluster = table.optional("cluster", &ArrayOf { item: CLUSTER_NODE, min_items: 1, repeats: Repeats::Warned });
     let endpoints = table.required_without(&["cluster"], "endpoints", &endpoints);
     if let (Some(_), Some(endpoints)) = (&cluster, &endpoints) {
         let problem = ConfigProblem::bad_value("`endpoints` and `cluster` exclude each other");

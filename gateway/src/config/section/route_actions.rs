@@ -7,11 +7,13 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use super::super::constraints;
-use super::super::fault::ConfigProblem;
+use super::super::fault::{ConfigProblem, FaultCode, FaultSeverity};
 use super::super::read_context::Located;
 use super::super::suggestion::suggest;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{AnyString, ArrayOf, Boolean, DurationRange, IntegerRange, OneOf, ParsedString};
+use super::super::value_kind::{
+    AnyString, ArrayOf, Boolean, DurationRange, IntegerRange, OneOf, OneOfIntegers, ParsedString, Repeats,
+};
 use super::bounds::DAY;
 use super::formats;
 use crate::http::message::Scheme;
@@ -60,6 +62,12 @@ const ORIGIN: ParsedString<OriginPattern> = ParsedString {
     },
 };
 
+const REDIRECT_STATUS: OneOfIntegers = OneOfIntegers {
+    numbers: &[301, 302, 303, 307, 308],
+    name: "a redirect",
+    hint: "308 and 307 keep the method, 303 makes it GET; 301 and 302 are for old clients",
+};
+
 const SECURITY_HEADERS: OneOf<Option<SecurityHeaders>> = OneOf(&[
     ("off", Some(None)),
     ("basic", Some(Some(SecurityHeaders::Basic))),
@@ -89,19 +97,26 @@ const FIXED_FIELDS: [&str; 13] = [
 /// Further conditions of the table `match`; `None` without any.
 pub(super) fn conditions(table: &TableReader<'_>) -> Option<Box<RouteConditions>> {
     let scheme = table.optional("scheme", &SCHEMES).map(|scheme| scheme.value);
-    let conditions = RouteConditions {
+    let headers = header_patterns(table, "headers");
+    let query = table.named_values("query", &VALUE_PATTERN);
+    let mut conditions = RouteConditions {
         scheme,
-        headers: header_patterns(table, "headers"),
-        query: table.named_values("query", &VALUE_PATTERN).into_iter().map(|(name, p)| (name.value, p)).collect(),
+        headers,
+        query: query.into_iter().map(|(name, pattern)| (name.value, pattern)).collect(),
     };
+    // Their order means nothing, and routes with the same conditions are compared.
+    conditions.headers.sort_by(|(one, _), (other, _)| one.cmp(other));
+    conditions.query.sort_by(|(one, _), (other, _)| one.cmp(other));
     (conditions.len() > 0).then(|| Box::new(conditions))
 }
 
 /// Names in lower case of fields that a request must have, with their values.
 pub(super) fn header_patterns(table: &TableReader<'_>, key: &'static str) -> Vec<(String, ValuePattern)> {
     table.constraint(constraints::names(key, formats::FIELD_PATTERN));
-    let headers = table.named_values(key, &VALUE_PATTERN).into_iter();
-    let headers = headers.filter_map(|(name, pattern)| {
+    let headers = table.named_values(key, &VALUE_PATTERN);
+    let hint = "both would have to match one request; keep one of the two";
+    formats::check_field_names(table, headers.iter().map(|(name, _)| name), FaultSeverity::Error, hint);
+    let headers = headers.into_iter().filter_map(|(name, pattern)| {
         let checked = field_name(table, &name)?;
         if checked.contains('_') {
             let problem = ConfigProblem::bad_value(format!("`{checked}` never matches: fields with `_` are dropped"));
@@ -135,13 +150,9 @@ pub(super) fn action(table: &TableReader<'_>, path: &PathPattern) -> RouteAction
             let problem = ConfigProblem::bad_value("a redirect goes to a URL, or to a path that begins with `/`");
             table.context.error(&to.at, problem.hint("write \"https://{host}{uri}\", or \"/new/{rest}\""));
         }
-        let (status, at) = table.located_or("status", &IntegerRange(301..=308), 308);
-        if !matches!(status, 301 | 302 | 303 | 307 | 308) {
-            let problem = ConfigProblem::bad_value(format!("{status} is not a redirect"));
-            let hint = "308 and 307 keep the method, 303 makes it GET; 301 and 302 are for old clients";
-            table.context.error(&at.unwrap_or_else(|| table.at.clone()), problem.hint(hint));
-        }
-        let status = u16::try_from(status).ok().and_then(|status| StatusCode::from_u16(status).ok());
+        let status = u16::try_from(table.value_or("status", &REDIRECT_STATUS, 308))
+            .ok()
+            .and_then(|status| StatusCode::from_u16(status).ok());
         RouteAction::Redirect(Redirect {
             to: to.map(|to| to.value).unwrap_or_default(),
             status: status.unwrap_or(StatusCode::PERMANENT_REDIRECT),
@@ -223,13 +234,21 @@ pub(super) fn edits(table: &TableReader<'_>, path: &PathPattern) -> Option<Box<R
 }
 
 fn header_edits(table: &TableReader<'_>) -> HeaderEdits {
-    let values = |key| {
+    let values = |key, severity, hint| {
         table.constraint(constraints::names(key, formats::FIELD_PATTERN));
         let named = table.named_values(key, &TEMPLATE);
+        formats::check_field_names(table, named.iter().map(|(name, _)| name), severity, hint);
         named.into_iter().filter_map(|(name, value)| Some((field_name(table, &name)?, value))).collect()
     };
-    let (set, add) = (values("set"), values("add"));
-    let names = table.value_or("remove", &ArrayOf { item: AnyString, min_items: 0 }, Vec::new());
+    let set: Vec<(String, Template)> = values("set", FaultSeverity::Error, "the field would be sent twice; keep one");
+    let add = values("add", FaultSeverity::Warning, "each adds a line; write the values into one, if it is a list");
+    let names = ArrayOf { item: formats::FIELD_NAME, min_items: 0, repeats: Repeats::Warned };
+    let names = table.value_or("remove", &names, Vec::new());
+    for name in names.iter().filter(|name| set.iter().any(|(set, _)| *set == name.value)) {
+        let message = format!("`remove` has no effect on `{}`, which `set` replaces", name.value);
+        let problem = ConfigProblem::new(FaultCode::Duplicate, message);
+        table.context.warning(&name.at, problem.hint("remove it from one of the two"));
+    }
     let remove = names.iter().filter_map(|name| field_name(table, name)).collect();
     HeaderEdits { remove, set, add }
 }
@@ -302,7 +321,8 @@ fn cors(table: &TableReader<'_>) -> Option<CorsPolicy> {
 }
 
 fn cors_policy(table: &TableReader<'_>, is_set: bool) -> Option<CorsPolicy> {
-    let origins = table.required_if(is_set, "origins", &ArrayOf { item: ORIGIN, min_items: 1 });
+    let origins =
+        table.required_if(is_set, "origins", &ArrayOf { item: ORIGIN, min_items: 1, repeats: Repeats::Warned });
     let (origins, origins_at) = origins.map_or((Vec::new(), None), |origins| (origins.value, Some(origins.at)));
     let simple = vec![Method::GET, Method::HEAD, Method::POST];
     let policy = CorsPolicy {
@@ -313,6 +333,20 @@ fn cors_policy(table: &TableReader<'_>, is_set: bool) -> Option<CorsPolicy> {
         credentials: table.value_or("credentials", &Boolean, false),
         max_age: table.value_or("max_age", &DurationRange(Duration::ZERO..=DAY), PREFLIGHT_AGE),
     };
+    if policy.credentials {
+        for (key, names) in [("headers", &policy.headers), ("expose", &policy.expose)] {
+            if names.iter().any(|name| name == "*") {
+                let message = "with `credentials = true`, browsers take `*` for the name of a field";
+                let problem = ConfigProblem::bad_value(message);
+                let hint = if key == "headers" {
+                    "leave the list empty to allow what is asked for"
+                } else {
+                    "name the fields"
+                };
+                table.context.error(&table.location_of(&[key]), problem.hint(hint));
+            }
+        }
+    }
     if policy.credentials && policy.origins.contains(&OriginPattern::Any) {
         let problem = ConfigProblem::bad_value(
             "`origins = [\"*\"]` with `credentials = true` would let every site act as its visitors",

@@ -9,11 +9,11 @@ use ipnet::IpNet;
 
 use super::super::constraints;
 use super::super::expand::read_file;
-use super::super::fault::ConfigProblem;
+use super::super::fault::{ConfigProblem, FaultCode};
 use super::super::read_context::Located;
 use super::super::table_reader::{TableReader, ValueOrTable};
 use super::super::value_kind::{
-    AnyString, ArrayOf, Boolean, DurationRange, IntegerRange, OneOf, ParsedString, SizeRange, ValueKind,
+    AnyString, ArrayOf, Boolean, DurationRange, IntegerRange, OneOf, ParsedString, Repeats, SizeRange, ValueKind,
 };
 use super::auth::RouteAuth;
 use super::bounds::{DAY, GIB, HOUR, MIB, MS, SECOND};
@@ -56,7 +56,8 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
     let upstream = table.required_without(&["redirect", "respond"], "upstream", &AnyString);
     route_actions::check_action(table, &action);
     let edits = route_actions::edits(table, &path);
-    let limits = table.value_or("limits", &ArrayOf { item: AnyString, min_items: 0 }, Vec::new());
+    let limits =
+        table.value_or("limits", &ArrayOf { item: AnyString, min_items: 0, repeats: Repeats::BySection }, Vec::new());
     let name_text = name.as_ref().map_or("", |name| name.value.as_str());
     let default = RouteConfig::new(name_text.into(), path, 0);
     let cost = table.value_or("cost", &IntegerRange(1..=COST_MAX), default.cost.get());
@@ -108,6 +109,10 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         forward_path: table.location_of(&["forward_path"]),
         request_headers: table.location_of(&["headers", "request"]),
         cost: table.location_of(&["cost"]),
+        cost_by_status: table.location_of(&["cost_by_status"]),
+        hedge: table.location_of(&["hedge"]),
+        redirect: table.location_of(&["redirect", "to"]),
+        respond: table.location_of(&["respond", "status"]),
         default_ttl: table.location_of(&["cache", "default_ttl"]),
         ttl: table.location_of(&["cache", "ttl"]),
         upstream,
@@ -159,14 +164,18 @@ const MEDIA_TYPE: ParsedString<TypePattern> = ParsedString {
     format: TypePattern::source,
 };
 
+/// Without any, no response would be compressed.
+const MEDIA_TYPES: ArrayOf<ParsedString<TypePattern>> =
+    ArrayOf { item: MEDIA_TYPE, min_items: 1, repeats: Repeats::Warned };
+
 /// The codings of `compress`, or its table.
 fn compression(table: &TableReader<'_>) -> Option<Box<CompressConfig>> {
-    let codings = ArrayOf { item: CODINGS, min_items: 1 };
+    let codings = ArrayOf { item: CODINGS, min_items: 1, repeats: Repeats::Warned };
     let default = CompressConfig::default();
     let values = |codings: Vec<Located<ContentCoding>>| codings.into_iter().map(|coding| coding.value).collect();
     let read = table.value_or_table("compress", &codings, |table| CompressConfig {
         codings: table.optional("codings", &codings).map_or(default.codings.clone(), |codings| values(codings.value)),
-        types: formats::list(table, "types", MEDIA_TYPE, default.types.clone()),
+        types: formats::values(table, "types", &MEDIA_TYPES, default.types.clone()),
         min_bytes: table.value_or("min_bytes", &SizeRange(0..=MIB), default.min_bytes),
         credentials: table.value_or("credentials", &Boolean, default.credentials),
     });
@@ -201,7 +210,7 @@ fn cache_policy(table: &TableReader<'_>, default: cache::CachePolicy) -> Option<
         cookies: table.optional("cookies", &COOKIES).map_or(default.cookies, |policy| policy.value),
         stale_if_error: table.value_or("stale_if_error", &lifetime, default.stale_if_error),
         stale_while_revalidate: table.value_or("stale_while_revalidate", &lifetime, default.stale_while_revalidate),
-        languages: formats::list(table, "languages", LANGUAGE, Vec::new()).into(),
+        languages: languages(table).into(),
     };
     is_enabled.then_some(policy)
 }
@@ -219,6 +228,20 @@ const LANGUAGE: ParsedString<String> = ParsedString {
     },
     format: String::clone,
 };
+
+/// The languages of the responses; their tags have no case (RFC 5646 section 2.1.1).
+fn languages(table: &TableReader<'_>) -> Vec<String> {
+    let languages = formats::list(table, "languages", LANGUAGE, Vec::new());
+    for (index, language) in languages.iter().enumerate() {
+        let is_same = |earlier: &&String| earlier.eq_ignore_ascii_case(language) && *earlier != language;
+        if let Some(earlier) = languages[..index].iter().find(is_same) {
+            let message = format!("`{language}` and `{earlier}` are the same language");
+            let problem = ConfigProblem::new(FaultCode::Duplicate, message).hint("remove one of the two");
+            table.context.warning(&table.location_of(&["languages"]), problem);
+        }
+    }
+    languages
+}
 
 /// The bound of heuristic lifetimes; `heuristic = false` is zero.
 fn heuristic_max(table: &TableReader<'_>, lifetime: &DurationRange, default: Duration) -> Duration {
@@ -258,7 +281,9 @@ fn statuses(text: &str) -> Option<cache::StatusPattern> {
     if let Some(class) = text.strip_suffix("xx") {
         return matches!(class, "2" | "3" | "4" | "5").then(|| class.parse().ok().map(cache::StatusPattern::Class))?;
     }
-    text.parse().ok().filter(|status| (200..=599).contains(status)).map(cache::StatusPattern::One)
+    let has_digits = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let status = text.parse().ok().filter(|status| has_digits && (200..=599).contains(status));
+    status.map(cache::StatusPattern::One)
 }
 
 fn degrade_page(table: &TableReader<'_>, default: degrade::DegradeConfig) -> degrade::DegradeConfig {

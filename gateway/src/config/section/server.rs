@@ -1,5 +1,6 @@
 //! `version`, `[server]` and `[log]`.
 
+use std::marker::PhantomData;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,14 +8,12 @@ use std::time::Duration;
 use super::super::constraints;
 use super::super::fault::ConfigProblem;
 use super::super::model::{LogConfig, ServerConfig};
-use super::super::suggestion::suggest;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{DurationRange, IntegerRange, OneOf, ParsedString};
+use super::super::value_kind::{ArrayOf, DurationRange, IntegerRange, LabelWord, OneOf, ParsedString, Repeats};
 use super::bounds::{HOUR, index, index_of};
 use super::{files, formats};
 use crate::http::target::{EncodedSlashPolicy, PathNormalisation, PathRules};
 use crate::log::{AccessLogFormat, AccessLogTarget, LogField};
-use crate::metrics::Label as _;
 
 /// Version of the configuration format; a later version may change it.
 pub(super) fn version(root: &TableReader<'_>) {
@@ -117,23 +116,13 @@ pub(super) fn log(root: &TableReader<'_>) -> LogConfig {
 
 fn log_format(table: &TableReader<'_>) -> AccessLogFormat {
     const FORMATS: OneOf<bool> = OneOf(&[("json", Some(false)), ("combined", Some(true))]);
-    const FIELD: ParsedString<LogField> = ParsedString {
-        name: "a member of access log lines",
-        pattern: "[a-z0-9_]+",
-        parse: |text| {
-            let known = LogField::ALL.iter().find(|field| field.as_str() == text);
-            known.copied().ok_or_else(|| {
-                let names: Vec<&str> = LogField::ALL.iter().map(|field| field.as_str()).collect();
-                ConfigProblem::bad_value(format!("`{text}` is not a member of access log lines"))
-                    .hint(suggest(text, &names))
-            })
-        },
-        format: |field| field.as_str().to_owned(),
-    };
+    const FIELD: LabelWord<LogField> = LabelWord { name: "a member of access log lines", label: PhantomData };
+    // A JSON object has each member once. Without any, a line says nothing.
+    const FIELDS: ArrayOf<LabelWord<LogField>> = ArrayOf { item: FIELD, min_items: 1, repeats: Repeats::Refused };
     table.constraint(constraints::refused_by("fields", ("format", &["combined"])));
     let is_combined = table.value_or("format", &FORMATS, false);
     let AccessLogFormat::Json(default) = AccessLogFormat::default() else { return AccessLogFormat::Combined };
-    let fields = formats::list(table, "fields", FIELD, default);
+    let fields = formats::values(table, "fields", &FIELDS, default);
     if is_combined && table.has("fields") {
         let problem = ConfigProblem::bad_value("lines in the combined format have no members to choose");
         table

@@ -4,7 +4,7 @@ use http::{HeaderName, HeaderValue};
 use url::Url;
 
 use super::super::constraints;
-use super::super::fault::{ConfigProblem, FaultCode};
+use super::super::fault::{ConfigProblem, FaultCode, FaultSeverity};
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{AnyString, Boolean, OneOf, ParsedString, Share};
@@ -32,6 +32,8 @@ pub(super) fn read(root: &TableReader<'_>) -> Option<TracingConfig> {
         let compression = table.value_or("compression", &COMPRESSIONS, ExportCompression::default());
         table.constraint(constraints::names("headers", formats::FIELD_PATTERN));
         let headers = table.named_values("headers", &AnyString);
+        let hint = "the field would be sent twice; keep one";
+        formats::check_field_names(table, headers.iter().map(|(name, _)| name), FaultSeverity::Error, hint);
         let headers = headers.into_iter().filter_map(|(name, value)| header(table, &name, value)).collect();
         let has_query = table.value_or("query", &Boolean, false);
         warn_without_effect(table);

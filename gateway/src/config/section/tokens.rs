@@ -11,7 +11,7 @@ use super::super::expand::read_file;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{AnyString, ArrayOf, DurationRange, OneOf, ParsedString};
+use super::super::value_kind::{AnyString, ArrayOf, DurationRange, OneOf, ParsedString, Repeats};
 use super::formats;
 use crate::identify::IdentitySource;
 use crate::identify::KeySetUrl;
@@ -72,7 +72,7 @@ pub(super) fn read(user: &TableReader<'_>) -> Option<(IdentitySource, TokenConfi
 
 fn token_config(table: &TableReader<'_>) -> Option<(IdentitySource, TokenConfig)> {
     let path = table.required("keys", &AnyString);
-    let algorithms = table.required("algorithms", &ArrayOf { item: ALGORITHM, min_items: 1 });
+    let algorithms = table.required("algorithms", &ArrayOf { item: ALGORITHM, min_items: 1, repeats: Repeats::Warned });
     let user = table.value_or("claim", &CLAIM, DEFAULT_USER_CLAIM.to_owned());
     let issuer = table.optional("issuer", &AnyString).map(|issuer| issuer.value);
     let audience = formats::list(table, "audience", AUDIENCE, Vec::new());

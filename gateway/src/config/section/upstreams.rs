@@ -9,7 +9,7 @@ use super::super::node::DocumentValue;
 use super::super::read_context::Located;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{
-    ArrayOf, Boolean, DurationRange, InputValue, IntegerRange, OneOf, PositiveNumber, ValueKind,
+    ArrayOf, Boolean, DurationRange, InputValue, IntegerRange, OneOf, ParsedString, PositiveNumber, Repeats, ValueKind,
 };
 use super::bounds::{DAY, HOUR, MS, SECOND, index, index_of};
 use super::files::{check_validity, optional_path, read_file};
@@ -47,7 +47,7 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         ("ewma", Some(BalancePolicy::Ewma)),
         ("consistent-hash", Some(BalancePolicy::ConsistentHash)),
     ]);
-    let endpoints = ArrayOf { item: WeightedEndpoint, min_items: 1 };
+    let endpoints = ArrayOf { item: WeightedEndpoint, min_items: 1, repeats: Repeats::BySection };
     let endpoints = table.required("endpoints", &endpoints);
     let endpoints = endpoints.map_or_else(Vec::new, |endpoints| endpoints.value);
     for (index, endpoint) in endpoints.iter().enumerate() {
@@ -90,6 +90,14 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         table.context.error(&table.location_of(&["hash_by"]), problem);
     }
     let slow_start = table.value_or("slow_start", &DurationRange(Duration::ZERO..=HOUR), default.balance.slow_start);
+    let retry = RetryConfig {
+        retries: table.value_or("retries", &IntegerRange(0..=10), default.retry.retries),
+        statuses: formats::statuses(table, "retry_on", &RETRY_STATUSES, default.retry.statuses.clone()),
+    };
+    if retry.retries == 0 && retry.statuses != default.retry.statuses {
+        let problem = ConfigProblem::new(FaultCode::Risk, "`retry_on` has no effect: no request is sent again");
+        table.context.warning(&table.location_of(&["retry_on"]), problem.hint("set `retries`"));
+    }
     UpstreamConfig {
         tls,
         balance: BalanceConfig { policy, slow_start },
@@ -109,13 +117,40 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         health: table.optional_table("health", health),
         concurrency: table.optional_table("concurrency", concurrency),
         breaker: table.table("breaker", breaker),
-        retry: RetryConfig {
-            retries: table.value_or("retries", &IntegerRange(0..=10), default.retry.retries),
-            statuses: formats::list(table, "retry_on", formats::STATUSES, default.retry.statuses.clone()),
-        },
+        retry,
         ..default
     }
 }
+
+/// Statuses after which a request may be sent again.
+const RETRY_STATUSES: ArrayOf<ParsedString<u16>> =
+    ArrayOf { item: RETRY_STATUS, min_items: 0, repeats: Repeats::Warned };
+
+const RETRY_STATUS: ParsedString<u16> = ParsedString {
+    name: "the status of an error or a class such as \"503\" or \"5xx\"",
+    pattern: "[45]([0-9][0-9]|xx)",
+    parse: |text| match (formats::STATUSES.parse)(text)? {
+        status @ (4 | 5 | 400..) => Ok(status),
+        _ => Err(ConfigProblem::bad_value(format!("`{text}` is not the status of an error"))
+            .hint("a request is sent again after an error only: write \"503\", or \"5xx\" for a class")),
+    },
+    format: formats::STATUSES.format,
+};
+
+/// Statuses that pass a health check. Without any, no endpoint would be healthy.
+const HEALTHY_STATUSES: ArrayOf<ParsedString<u16>> =
+    ArrayOf { item: HEALTHY_STATUS, min_items: 1, repeats: Repeats::Warned };
+
+const HEALTHY_STATUS: ParsedString<u16> = ParsedString {
+    name: formats::STATUSES.name,
+    pattern: "[2-5]([0-9][0-9]|xx)",
+    parse: |text| match (formats::STATUSES.parse)(text)? {
+        1 | 100..200 => Err(ConfigProblem::bad_value(format!("`{text}` does not end a response"))
+            .hint("interim responses are not counted: write \"200\", or \"2xx\" for a class")),
+        status => Ok(status),
+    },
+    format: formats::STATUSES.format,
+};
 
 /// `None` if a file cannot be read, which is reported.
 fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
@@ -130,7 +165,8 @@ fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
     let min_version = table.value_or("min_version", &VERSIONS, UpstreamTlsVersion::default());
     let protocols =
         [UpstreamProtocol::Http2, UpstreamProtocol::Http1].map(|value| Located { value, at: table.at.clone() });
-    let protocols = table.value_or("alpn", &ArrayOf { item: PROTOCOLS, min_items: 1 }, protocols.into());
+    let protocols =
+        table.value_or("alpn", &ArrayOf { item: PROTOCOLS, min_items: 1, repeats: Repeats::Warned }, protocols.into());
     let protocols = protocols.into_iter().map(|protocol| protocol.value).collect();
     let paths = ["ca", "cert", "key"].map(|key| optional_path(table, key));
     let is_readable = |path: &Option<Located<PathBuf>>| path.as_ref().map(|path| read_file(table, path));
@@ -239,7 +275,7 @@ fn health(table: &TableReader<'_>) -> HealthConfig {
         timeout: table.value_or("timeout", &DurationRange(10 * MS..=60 * SECOND), SECOND),
         healthy: table.value_or("healthy", &IntegerRange(1..=1_000), 2),
         unhealthy: table.value_or("unhealthy", &IntegerRange(1..=1_000), 3),
-        expect: formats::list(table, "expect", formats::STATUSES, vec![2, 3]),
+        expect: formats::statuses(table, "expect", &HEALTHY_STATUSES, vec![2, 3]),
     }
 }
 

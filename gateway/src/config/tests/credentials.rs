@@ -82,7 +82,9 @@ fn faults_of_authentication_are_located() {
         "{ api_keys = \"keys.txt\", header = \"x-key\" }",
         "{ forward = \"http://127.0.0.1:4000/verify\" }",
     ] {
-        assert_eq!(faults(&format!("auth = {auth}\n[tiers]\ngold = 2.0\n")), [""; 0], "{auth}");
+        // Keys alone name a class.
+        let tiers = if auth.contains("api_keys") { "[tiers]\ngold = 2.0\n" } else { "" };
+        assert_eq!(faults(&format!("auth = {auth}\n{tiers}")), [""; 0], "{auth}");
     }
 }
 

@@ -7,6 +7,7 @@ mod complete_documents;
 mod credentials;
 mod irregular_files;
 mod kubernetes;
+mod no_effect;
 mod rejected;
 mod schema;
 mod tokens;
