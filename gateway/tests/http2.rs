@@ -54,6 +54,34 @@ fn repeated_head_has_a_body_of_its_own() {
     }
 }
 
+/// A head that was read twice, of which the first stream had no caller and no route: it depends on
+/// itself, or is reset before it is known whether the request has a body.
+#[test]
+fn repeated_head_does_not_get_the_route_of_another_one() {
+    let closed = "[[routes]]\nname = \"closed\"\nmatch = { path = \"/closed\" }\nrespond = { status = 403 }\n";
+    let server = Server::echo(closed);
+    let head = |stream, path| request_with(stream, ("GET", path), &[("user-agent", "a")]);
+    let end = |stream| Frame::new(DATA, END_STREAM, stream);
+    let dependent = || {
+        let mut head = head(3, "/closed");
+        head.flags |= 0x20;
+        head.payload = [&3_u32.to_be_bytes()[..], &[7], &head.payload].concat();
+        vec![head]
+    };
+    let reset = || vec![head(3, "/closed"), Frame::new(RST_STREAM, 0, 3).with(CANCEL.to_be_bytes())];
+    for refused in [dependent(), reset()] {
+        let mut client = server.connect();
+        client.send_bytes(&[head(1, "/").bytes(), end(1).bytes()].concat());
+        assert_eq!(status(&client.response(1)), 200);
+        refused.iter().for_each(|frame| client.send(frame));
+        assert!(client.is_alive());
+        client.send_bytes(&[head(5, "/closed").bytes(), end(5).bytes()].concat());
+        assert_eq!(status(&client.response(5)), 403);
+        client.send_bytes(&[head(7, "/closed").bytes(), end(7).bytes()].concat());
+        assert_eq!(status(&client.response(7)), 403);
+    }
+}
+
 #[test]
 fn uploads_are_forwarded_with_and_without_a_length() {
     let server = Server::echo("");

@@ -2,7 +2,9 @@
 //! reused when the next head is byte-identical.
 //!
 //! Invariants: a cached caller was identified by the snapshot that the current request uses, so a
-//! reload invalidates it; credentials that are removed make the next head a new one.
+//! reload invalidates it, and from the same head: one that was read and not served, such as that of
+//! a stream that was reset, has no caller here. Credentials that are removed make the next head a
+//! new one.
 
 use std::sync::Arc;
 
@@ -18,6 +20,8 @@ use crate::route::Route;
 #[derive(Default)]
 pub(super) struct CallerCache {
     snapshot: Option<Arc<Snapshot>>,
+    /// The number of the field section of the request (HTTP/2).
+    section: Option<u64>,
     caller: Option<Caller>,
     /// Index of the route in the snapshot.
     route: Option<usize>,
@@ -34,9 +38,11 @@ impl CallerCache {
         request: &mut Request,
     ) -> (&Caller, Option<&'s Route>, Authentication) {
         hop::receive(request, snapshot.http.underscores);
-        let CallerCache { snapshot: cached, caller, route, authentication } = self;
+        let CallerCache { snapshot: cached, section, caller, route, authentication } = self;
         let is_same_snapshot = cached.as_ref().is_some_and(|cached| Arc::ptr_eq(cached, snapshot));
+        let is_same_section = std::mem::replace(section, request.section_number) == request.section_number;
         let is_hit = request.repeats_previous
+            && is_same_section
             && is_same_snapshot
             && snapshot.identity.is_cacheable()
             && authentication.is_final();
