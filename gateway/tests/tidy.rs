@@ -9,5 +9,6 @@ mod tidy {
     mod forbidden;
     mod imports;
     mod programs;
+    mod test_run;
     mod words;
 }

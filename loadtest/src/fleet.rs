@@ -1,7 +1,9 @@
 //! A fleet on one machine: gateways, one Redis server per region, an origin with versions, and a
 //! fault proxy between each gateway and each Redis server. `watch` observes them while actions run;
-//! `restarts` has two gateways without Redis.
+//! `restarts` has two gateways without Redis. Both send their requests to a `rotation`.
 
+mod node;
+pub(crate) mod rotation;
 pub(crate) mod watch;
 pub(crate) mod restarts;
 
@@ -10,13 +12,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use crate::case::client::CaseClient;
 use crate::case::fake_clock::FakeClock;
-use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::gateway::CaseContext;
 use crate::error::{LoadtestError, Result};
 use crate::faults::plan::FaultPlan;
 use crate::faults::proxy::FaultProxy;
-use crate::servers::free_address::free_addresses;
+use crate::fleet::node::{DrainEnd, FleetNode};
 use crate::servers::redis_server::RedisServer;
 use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
@@ -60,23 +61,14 @@ match = { path = "/*" }
 upstream = "origin"
 "#;
 
-/// One gateway, with what is needed to start it again.
-pub(crate) struct FleetNode {
-    pub(crate) name: String,
-    addresses: [SocketAddr; 2],
-    config: String,
-    /// To each region's Redis.
-    proxies: Vec<FaultProxy>,
-    pub(crate) clock: Option<FakeClock>,
-    pub(crate) gateway: Option<CaseGateway>,
-}
-
 /// All processes of a fleet.
 pub(crate) struct Fleet<'a> {
     context: CaseContext<'a>,
     regions: Vec<Option<RedisServer>>,
     region_addresses: Vec<SocketAddr>,
     pub(crate) nodes: Vec<FleetNode>,
+    /// Of each node, to each region's Redis.
+    proxies: Vec<Vec<FaultProxy>>,
     origin: ScriptedOrigin,
     pub(crate) version: Arc<AtomicU64>,
 }
@@ -103,21 +95,18 @@ impl<'a> Fleet<'a> {
             regions: servers.into_iter().map(Some).collect(),
             region_addresses,
             nodes: Vec::new(),
+            proxies: Vec::new(),
             origin,
             version,
         };
-        let origin = fleet.origin.address;
         for number in 0..nodes {
-            let node = fleet.prepare(number, nodes, origin)?;
-            fleet.nodes.push(node);
-            fleet.start_node(number)?;
+            fleet.prepare(number, nodes)?;
         }
         fleet.await_whole()?;
         Ok(fleet)
     }
 
-    fn prepare(&self, number: usize, nodes: usize, origin: SocketAddr) -> Result<FleetNode> {
-        let name = format!("node-{number}");
+    fn prepare(&mut self, number: usize, nodes: usize) -> Result<()> {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let proxy = |upstream: &SocketAddr| FaultProxy::start(any, *upstream, (FaultPlan::default(), number as u64));
         let proxies = self.region_addresses.iter().map(proxy).collect::<std::io::Result<Vec<_>>>();
@@ -127,33 +116,24 @@ impl<'a> Fleet<'a> {
         };
         let regions: String = proxies.iter().enumerate().map(region).collect();
         let config = CONFIG
-            .replace("@NODE@", &name)
             .replace("@NODES@", &nodes.to_string())
             .replace("@REGIONS@", &regions)
-            .replace("@ORIGIN@", &origin.to_string());
-        let clock = FakeClock::new(self.context.scratch, &name).ok();
-        Ok(FleetNode { name, addresses: free_addresses()?, config, proxies, clock, gateway: None })
-    }
-
-    /// Starts a gateway at its addresses.
-    pub(crate) fn start_node(&mut self, number: usize) -> Result<()> {
-        let node = &mut self.nodes[number];
-        let environment = node.clock.as_ref().map(FakeClock::environment).unwrap_or_default();
-        let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
-        let start = (node.name.as_str(), node.addresses);
-        node.gateway = Some(CaseGateway::start_at(&self.context, start, (&node.config, &environment))?);
+            .replace("@ORIGIN@", &self.origin.address.to_string());
+        let mut node = FleetNode::new(number, &config)?;
+        node.clock = FakeClock::new(self.context.scratch, &node.name).ok();
+        node.start(&self.context)?;
+        self.nodes.push(node);
+        self.proxies.push(proxies);
         Ok(())
     }
 
     /// Ends a gateway with SIGTERM, waits for its drain, and starts it again.
     pub(crate) fn restart_node(&mut self, number: usize) -> Result<()> {
-        if let Some(gateway) = &mut self.nodes[number].gateway {
-            gateway.signal("TERM")?;
-            if gateway.await_end(WAIT)?.is_none() {
-                return Err(LoadtestError::Load(format!("{} does not end after SIGTERM", gateway.name)));
-            }
+        let node = &mut self.nodes[number];
+        if node.stop()? == DrainEnd::Missing {
+            return Err(LoadtestError::Load(format!("{} does not end after SIGTERM", node.name)));
         }
-        self.start_node(number)
+        node.start(&self.context)
     }
 
     /// Kills the Redis server of a region.
@@ -172,17 +152,8 @@ impl<'a> Fleet<'a> {
     /// Sets the faults between a gateway and all Redis servers.
     pub(crate) fn set_faults(&self, node: usize, faults: &str) -> Result<()> {
         let plan = FaultPlan::parse(faults).map_err(LoadtestError::Usage)?;
-        self.nodes[node].proxies.iter().for_each(|proxy| proxy.set_plan(plan.clone()));
+        self.proxies[node].iter().for_each(|proxy| proxy.set_plan(plan.clone()));
         Ok(())
-    }
-
-    /// Listeners of the gateways.
-    pub(crate) fn listeners(&self) -> Vec<SocketAddr> {
-        self.nodes.iter().map(|node| node.addresses[0]).collect()
-    }
-
-    pub(crate) fn admins(&self) -> Vec<SocketAddr> {
-        self.nodes.iter().map(|node| node.addresses[1]).collect()
     }
 
     /// Waits until no gateway reports a degraded part; `false` after a while.
@@ -193,9 +164,4 @@ impl<'a> Fleet<'a> {
         }
         Ok(is_whole)
     }
-}
-
-/// Whether a gateway takes part in the rotation of a load balancer.
-pub(crate) fn is_ready(admin: SocketAddr) -> bool {
-    CaseClient::new(admin).get("/ready", "").is_ok_and(|response| response.status == 200)
 }

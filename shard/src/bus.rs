@@ -31,7 +31,7 @@ mod invalidate;
 
 pub use announce::OverrideRequest;
 pub use members::FleetNodes;
-pub use overrides::{NamedOverride, OverrideRegistryFull};
+pub use overrides::{NamedOverride, OVERRIDE_DURATION_MAX, OverrideRegistryFull};
 pub use purge_outbox::PurgeOutboxFull;
 
 use crate::entry::{EntryMeta, Purge};

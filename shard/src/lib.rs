@@ -23,8 +23,8 @@ mod lease_backend;
 mod scale;
 
 pub use bus::{
-    Bus, BusLoop, BusReport, DeliveryReport, FleetNodes, NamedOverride, OverrideRegistryFull, OverrideRequest,
-    PurgeOutboxFull,
+    Bus, BusLoop, BusReport, DeliveryReport, FleetNodes, NamedOverride, OVERRIDE_DURATION_MAX, OverrideRegistryFull,
+    OverrideRequest, PurgeOutboxFull,
 };
 pub use entry::{Compression, Entry, EntryMeta, EpochSnapshot, Purge, PurgeScope, StaleReason};
 pub use hot::HotKey;

@@ -6,13 +6,11 @@
 use std::time::Duration;
 
 use limiter::{Limiter, Mode, Override, Percent, RuleError};
+use shard::OVERRIDE_DURATION_MAX;
 
 use super::config::LimitConfig;
 use super::error::AdminQueryError;
 use super::subject::CLOCK;
-
-/// Longest duration of an override: covers a week's traffic and the following Monday.
-const OVERRIDE_DURATION_MAX: Duration = Duration::from_secs(8 * 86_400);
 
 /// Wire text of [`OverrideCommand::Clear`] on the bus.
 const CLEAR_TEXT: &str = "end";

@@ -9,6 +9,7 @@ use clap::{Args, ValueEnum};
 
 use crate::case::gateway::{CaseContext, CaseForm};
 use crate::error::{LoadtestError, Result};
+use crate::fleet::rotation::Member;
 use crate::fleet::watch::{FleetWatch, PhaseFigures};
 use crate::fleet::{Fleet, LIMIT};
 use crate::process::child::ScratchDirectory;
@@ -113,8 +114,7 @@ fn play(
     (regions, rate): (usize, f64),
 ) -> Result<PhaseFigures> {
     let version = std::sync::Arc::clone(&fleet.version);
-    let (listeners, admins) = (fleet.listeners(), fleet.admins());
-    let watch = FleetWatch { listeners, admins, version: &version, regions, rate };
+    let watch = FleetWatch { members: Member::all(&fleet.nodes), version: &version, regions, rate };
     let last = fleet.nodes.len() - 1;
     let rest = || interrupt::wait_for(duration / 2, || Ok(None::<()>)).map(drop);
     let figures = watch.observe((&action.name(), duration), || match action {

@@ -6,7 +6,6 @@
 //! or lost.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,20 +13,17 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::case::client::CaseClient;
-use crate::case::gateway::{CaseContext, CaseGateway};
+use crate::case::gateway::CaseContext;
 use crate::error::{LoadtestError, Result};
-use crate::fleet::is_ready;
+use crate::fleet::node::{DrainEnd, FleetNode};
+use crate::fleet::rotation::{self, Member};
 use crate::interrupt::{self, wait_for};
 use crate::load::target::AddressSet;
-use crate::servers::free_address::free_addresses;
 use crate::servers::scripted_origin::{OriginAnswer, ScriptedOrigin};
 
 const NODES: usize = 2;
-/// Interval at which readiness is read: much shorter than any `drain_idle`.
-const ROTATION_INTERVAL: Duration = Duration::from_millis(100);
 /// A gateway that has started is used for so long before the other one is stopped.
 const REST: Duration = Duration::from_millis(500);
-const END_TIMEOUT: Duration = Duration::from_secs(60);
 /// Every so many-th client opens a connection for each request.
 const NEW_CONNECTIONS: usize = 4;
 /// Different reports of lost requests that are kept.
@@ -116,20 +112,16 @@ impl RestartLoad {
         let origin = origin.map_err(LoadtestError::io("the origin does not start"))?;
         let idle = self.drain_idle.as_millis().to_string();
         let config = CONFIG.replace("@ORIGIN@", &origin.address.to_string()).replace("@IDLE@", &idle);
-        let (mut gateways, mut addresses) = (Vec::new(), Vec::new());
-        for number in 0..NODES {
-            addresses.push(free_addresses()?);
-            gateways.push(start(context, (number, addresses[number]), &config)?);
-        }
-        let shared = Shared {
-            rotation: AddressSet::new(addresses.iter().map(|[listener, _]| *listener).collect()),
-            sent: AtomicU64::new(0),
-            is_over: AtomicBool::new(false),
-        };
+        let nodes = (0..NODES).map(|number| FleetNode::new(number, &config));
+        let mut nodes = nodes.collect::<Result<Vec<_>>>()?;
+        nodes.iter_mut().try_for_each(|node| node.start(context))?;
+        let members = Member::all(&nodes);
+        let shared =
+            Shared { rotation: rotation::of_all(&members), sent: AtomicU64::new(0), is_over: AtomicBool::new(false) };
         let began = Instant::now();
         let mut figures = RestartFigures::default();
         thread::scope(|scope| {
-            let rotation = scope.spawn(|| rotate(&shared, &addresses));
+            let rotation = scope.spawn(|| rotation::follow_readiness(&shared.rotation, &members, &shared.is_over));
             let clients: Vec<_> = (0..self.clients)
                 .map(|number| {
                     scope.spawn({
@@ -140,12 +132,9 @@ impl RestartLoad {
                 .collect();
             let restarted = (|| {
                 while shared.sent.load(Relaxed) < self.requests {
-                    let number = (figures.restarts as usize) % NODES;
-                    gateways[number].signal("TERM")?;
-                    let is_clean = gateways[number].await_end(END_TIMEOUT)? == Some(true);
-                    figures.unclean_ends +=
-                        u64::from(!is_clean || gateways[number].output().contains("drain_timed_out"));
-                    gateways[number] = start(context, (number, addresses[number]), &config)?;
+                    let node = &mut nodes[(figures.restarts as usize) % NODES];
+                    figures.unclean_ends += u64::from(node.stop()? != DrainEnd::Clean);
+                    node.start(context)?;
                     figures.restarts += 1;
                     on_restart(figures.restarts, shared.sent.load(Relaxed));
                     wait_for(REST, || Ok(None::<()>))?;
@@ -163,28 +152,6 @@ impl RestartLoad {
                 _ => Ok(figures),
             }
         })
-    }
-}
-
-fn start(
-    context: &CaseContext<'_>,
-    (number, addresses): (usize, [SocketAddr; 2]),
-    config: &str,
-) -> Result<CaseGateway> {
-    let name = format!("node-{number}");
-    CaseGateway::start_at(context, (&name, addresses), (&config.replace("@NODE@", &name), &[]))
-}
-
-/// Takes gateways that are not ready out of the rotation, as a load balancer does.
-fn rotate(shared: &Shared, addresses: &[[SocketAddr; 2]]) {
-    while !shared.is_over.load(Relaxed) {
-        let ready = addresses.iter().filter(|[_, admin]| is_ready(*admin)).map(|[listener, _]| *listener);
-        let ready: Vec<SocketAddr> = ready.collect();
-        // With none left, the last ones stay, and their clients see what they lose.
-        if !ready.is_empty() {
-            shared.rotation.replace(ready);
-        }
-        thread::sleep(ROTATION_INTERVAL);
     }
 }
 

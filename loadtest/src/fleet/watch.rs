@@ -1,7 +1,6 @@
 //! Observes a fleet while actions run: a load balancer's rotation by `/ready`, loads, and purges
 //! whose effect is read from every gateway.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,11 +9,11 @@ use serde::Serialize;
 
 use crate::case::client::CaseClient;
 use crate::error::{LoadtestError, Result};
-use crate::fleet::{self, HOST, LIMIT};
+use crate::fleet::rotation::{self, Member};
+use crate::fleet::{HOST, LIMIT};
 use crate::load::open_loop::{OpenLoopLoad, OpenLoopReport};
 use crate::load::target::{AddressSet, LoadTarget};
 
-const ROTATION_INTERVAL: Duration = Duration::from_millis(200);
 const PURGE_INTERVAL: Duration = Duration::from_millis(500);
 const KEYS: usize = 50;
 /// Far above any phase.
@@ -52,10 +51,9 @@ struct PurgeCounts {
     stale_unacknowledged: u64,
 }
 
-/// The addresses of a fleet and its origin's version.
+/// The gateways of a fleet and its origin's version.
 pub(crate) struct FleetWatch<'a> {
-    pub(crate) listeners: Vec<SocketAddr>,
-    pub(crate) admins: Vec<SocketAddr>,
+    pub(crate) members: Vec<Member>,
     pub(crate) version: &'a AtomicU64,
     pub(crate) regions: usize,
     /// Requests per second without a limit.
@@ -70,10 +68,10 @@ impl FleetWatch<'_> {
         action: impl FnOnce() -> Result<()>,
     ) -> Result<PhaseFigures> {
         let stop = AtomicBool::new(false);
-        let rotation = AddressSet::new(self.listeners.clone());
+        let rotation = rotation::of_all(&self.members);
         let began = Instant::now();
         thread::scope(|scope| {
-            let rotate = scope.spawn(|| self.rotate(&rotation, &stop));
+            let rotate = scope.spawn(|| rotation::follow_readiness(&rotation, &self.members, &stop));
             let passed = scope.spawn(|| self.load(("/cached", self.rate), (&rotation, &stop)));
             let limited = scope.spawn(|| self.load(("/limited", 2.0 * LIMIT.0), (&rotation, &stop)));
             let purged = scope.spawn(|| self.purge(&rotation, &stop));
@@ -92,15 +90,6 @@ impl FleetWatch<'_> {
         })
     }
 
-    /// Takes gateways that are not ready out of the rotation, as a load balancer does.
-    fn rotate(&self, rotation: &AddressSet, stop: &AtomicBool) {
-        while !stop.load(Relaxed) {
-            let ready = self.listeners.iter().zip(&self.admins).filter(|(_, admin)| fleet::is_ready(**admin));
-            rotation.replace(ready.map(|(listener, _)| *listener).collect());
-            thread::sleep(ROTATION_INTERVAL);
-        }
-    }
-
     fn load(
         &self,
         (prefix, rate): (&str, f64),
@@ -110,7 +99,7 @@ impl FleetWatch<'_> {
             let region = key % self.regions;
             format!("GET {prefix}/{key} HTTP/1.1\r\nHost: {HOST}\r\nx-region: r{region}\r\n\r\n").into_bytes()
         };
-        let mut target = LoadTarget::plain(self.listeners[0], &["/".to_owned()], "");
+        let mut target = LoadTarget::plain(self.members[0].listener, &["/".to_owned()], "");
         target.addresses = rotation.clone();
         target.requests = (0..KEYS).map(request).collect();
         let load = OpenLoopLoad {
@@ -136,20 +125,20 @@ impl FleetWatch<'_> {
             let (region, key) = (number % self.regions as u64, format!("purged-{}", number % 5));
             let request = format!("GET /cached/{key} HTTP/1.1\r\nHost: {HOST}\r\nx-region: r{region}\r\n\r\n");
             // All nodes have it.
-            self.listeners.iter().for_each(|listener| drop(CaseClient::new(*listener).send(request.as_bytes())));
+            self.members.iter().for_each(|member| drop(CaseClient::new(member.listener).send(request.as_bytes())));
             let newest = self.version.fetch_add(1, Relaxed) + 1;
             let Some(ordered) = rotation.select(number) else { continue };
-            let Some(node) = self.listeners.iter().position(|listener| *listener == ordered) else { continue };
+            let Some(node) = self.members.iter().find(|member| member.listener == ordered) else { continue };
             let query = format!("/api/v1/purge?tag={key}");
-            let Ok(reply) = CaseClient::new(self.admins[node]).post(&query, ("", "")) else {
+            let Ok(reply) = CaseClient::new(node.admin).post(&query, ("", "")) else {
                 // The node has ended meanwhile: nothing was promised.
                 continue;
             };
             counts.purges += 1;
             counts.incomplete += u64::from(reply.status != 200);
-            for listener in &self.listeners {
+            for member in &self.members {
                 // A node that is down serves nothing.
-                let Ok(response) = CaseClient::new(*listener).send(request.as_bytes()) else { continue };
+                let Ok(response) = CaseClient::new(member.listener).send(request.as_bytes()) else { continue };
                 let version: u64 = String::from_utf8_lossy(&response.body).parse().unwrap_or(newest);
                 match (version < newest, reply.status) {
                     (true, 200) => counts.stale += 1,

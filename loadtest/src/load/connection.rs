@@ -18,6 +18,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> ByteStream for T {}
 
 /// A connection to a service.
 pub(crate) struct LoadConnection {
+    pub(crate) address: SocketAddr,
     stream: Box<dyn ByteStream>,
     buffer: Vec<u8>,
 }
@@ -33,7 +34,7 @@ impl LoadConnection {
                 Box::new(TlsConnector::from(client.config.clone()).connect(client.name.clone(), stream).await?)
             }
         };
-        Ok(LoadConnection { stream, buffer: vec![0; READ_BYTES] })
+        Ok(LoadConnection { address, stream, buffer: vec![0; READ_BYTES] })
     }
 
     /// Sends a request and reads its response. After an error or cancellation, the connection is

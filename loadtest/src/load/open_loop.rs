@@ -9,6 +9,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
@@ -23,7 +24,7 @@ use crate::error::{LoadtestError, Result};
 use crate::interrupt;
 use crate::load::connection::LoadConnection;
 use crate::load::response_reader::{Keep, ResponseReader};
-use crate::load::target::LoadTarget;
+use crate::load::target::{Balance, LoadTarget};
 
 /// How long a client of the scenarios waits for its response.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
@@ -235,6 +236,17 @@ impl ConnectionPool {
         }
     }
 
+    /// The idle connection that was used last, of those that a request to `address` may use.
+    fn take_idle(&self, address: SocketAddr) -> Option<LoadConnection> {
+        let mut idle = self.idle.borrow_mut();
+        match self.target.balance {
+            Balance::Connections => idle.pop(),
+            Balance::Requests => {
+                idle.iter().rposition(|connection| connection.address == address).map(|at| idle.remove(at))
+            }
+        }
+    }
+
     /// One request over an idle connection, or a new one. A connection is dropped if this is
     /// cancelled.
     async fn exchange(&self, number: u64, resent: &Cell<u64>) -> io::Result<u16> {
@@ -242,14 +254,12 @@ impl ConnectionPool {
         let _place = self.places.acquire().await;
         let request = &self.target.requests[(number % self.target.requests.len() as u64) as usize];
         loop {
-            let kept = self.idle.borrow_mut().pop();
+            let address = self.target.addresses.select(number).ok_or(io::ErrorKind::AddrNotAvailable)?;
+            let kept = self.take_idle(address);
             let was_kept = kept.is_some();
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => {
-                    let address = self.target.addresses.select(number).ok_or(io::ErrorKind::AddrNotAvailable)?;
-                    LoadConnection::open(address, self.target.tls.as_ref()).await?
-                }
+                None => LoadConnection::open(address, self.target.tls.as_ref()).await?,
             };
             let mut response = ResponseReader::new(Keep::Status, self.target.is_head);
             match connection.exchange(request, &mut response).await {
@@ -271,8 +281,11 @@ impl ConnectionPool {
 mod tests {
     use std::io::{Read as _, Write as _};
     use std::net::TcpListener;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
+    use crate::load::target::AddressSet;
 
     /// A server that stops for `pause` at its third request.
     fn stalling_server(pause: Duration) -> LoadTarget {
@@ -332,5 +345,45 @@ mod tests {
         assert_eq!((report.offered, report.good), (20, 2));
         assert_eq!(report.timeouts, report.failed);
         assert_eq!(report.failed, 18);
+    }
+
+    /// A server that keeps its connections, and the number of its requests.
+    fn counting_server() -> (SocketAddr, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let requests = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&requests);
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, count) = (stream.expect("the load"), Arc::clone(&count));
+                thread::spawn(move || {
+                    while stream.read(&mut [0; 1_024]).unwrap_or(0) > 0 {
+                        count.fetch_add(1, Relaxed);
+                        drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"));
+                    }
+                });
+            }
+        });
+        (address, requests)
+    }
+
+    #[test]
+    fn requests_are_balanced_although_connections_are_kept() {
+        let servers = [counting_server(), counting_server()];
+        let mut target = LoadTarget::plain(servers[0].0, &["/".to_owned()], "");
+        target.addresses = AddressSet::new(servers.iter().map(|(address, _)| *address).collect());
+        let load = OpenLoopLoad {
+            target: &target,
+            rate: 100.0,
+            warm_up: Duration::ZERO,
+            time: Duration::from_millis(400),
+            connections: 4,
+            timeout: Duration::from_secs(5),
+            threads: 1,
+            stop: None,
+        };
+        let report = load.run(|_| ()).expect("a report");
+        assert_eq!((report.offered, report.good), (40, 40));
+        assert_eq!(servers.map(|(_, requests)| requests.load(Relaxed)), [20, 20]);
     }
 }

@@ -33,15 +33,25 @@ pub(crate) struct RequestOptions {
 pub(crate) struct LoadTarget {
     /// For reports.
     pub(crate) url: String,
-    /// All addresses of the host; connections use them in turn.
     pub(crate) addresses: AddressSet,
+    pub(crate) balance: Balance,
     pub(crate) tls: Option<TlsClient>,
     /// At least one.
     pub(crate) requests: Vec<Vec<u8>>,
     pub(crate) is_head: bool,
 }
 
-/// Addresses that new connections use in turn. They may change while a load runs, as behind a load
+/// How the requests of a load use the addresses of its target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Balance {
+    /// New connections in turn, and a kept one whenever there is one: the addresses of one host, of
+    /// which some may not answer.
+    Connections,
+    /// Requests in turn, each over a connection to its address: the servers behind a load balancer.
+    Requests,
+}
+
+/// Addresses that are used in turn. They may change while a load runs, as behind a load
 /// balancer.
 #[derive(Clone, Debug)]
 pub(crate) struct AddressSet(Arc<Mutex<Vec<SocketAddr>>>);
@@ -84,6 +94,7 @@ impl LoadTarget {
         Ok(LoadTarget {
             url: url.to_string(),
             addresses: AddressSet::new(addresses),
+            balance: Balance::Connections,
             tls,
             requests: vec![request],
             is_head: options.method == "HEAD",
@@ -96,6 +107,7 @@ impl LoadTarget {
         LoadTarget {
             url: format!("http://{address}"),
             addresses: AddressSet::new(vec![address]),
+            balance: Balance::Requests,
             tls: None,
             requests: paths.iter().map(request).collect(),
             is_head: false,

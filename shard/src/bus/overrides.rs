@@ -20,8 +20,8 @@ pub(super) const OVERRIDES_MAX: usize = 1_024;
 /// Maximum length of a name or a text, in bytes.
 pub(super) const TEXT_MAX: usize = 512;
 
-/// The longest duration of an override.
-const DURATION_MAX: Duration = Duration::from_secs(8 * 86_400);
+/// Longest duration of an override: covers a week's traffic and the following Monday.
+pub const OVERRIDE_DURATION_MAX: Duration = Duration::from_secs(8 * 86_400);
 
 /// Microseconds by which a version may be ahead of this node's time: far more than clocks differ. A
 /// version further ahead could not be replaced.
@@ -96,7 +96,7 @@ impl OverrideRegistry {
         if !has_room || name.len().max(text.len()) > TEXT_MAX {
             return Err(OverrideRegistryFull);
         }
-        let until = now + duration.min(DURATION_MAX);
+        let until = now + duration.min(OVERRIDE_DURATION_MAX);
         let fleet_override = NamedOverride { name: name.to_owned(), text: text.to_owned(), version, until };
         state.overrides.insert(name.to_owned(), RegisteredOverride { fleet_override, is_fleet_wide });
         drop(state);

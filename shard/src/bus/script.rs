@@ -84,7 +84,7 @@ return last
 ";
 
 /// KEYS: events, overrides. ARGV: name, version, text, duration in milliseconds, to, from, `what`,
-/// most events, most overrides.
+/// most events, most overrides, longest duration in milliseconds.
 /// Returns the event ID, which is empty if the server already had this version or a later one. An
 /// override for one node is not stored. An expired override is kept for the longest possible
 /// duration: as the latest version, it prevents an older one from being republished.
@@ -101,7 +101,7 @@ if ARGV[5] == '*' then
   local is_full = count >= tonumber(ARGV[9])
   for i = 1, #all, 2 do
     local expired_ms = ms - until_ms(all[i + 1])
-    if expired_ms > 691200000 or (is_full and expired_ms >= 0) then
+    if expired_ms > tonumber(ARGV[10]) or (is_full and expired_ms >= 0) then
       redis.call('HDEL', KEYS[2], all[i])
       count = count - 1
     end

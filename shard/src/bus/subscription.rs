@@ -10,7 +10,7 @@
 //! `HEARTBEAT_INTERVAL`, or the subscription ends.
 
 use super::event::{self, BusEvent, EventPayload, OVERRIDE_KIND, StoredOverride, StreamPosition};
-use super::overrides::OVERRIDES_MAX;
+use super::overrides::{OVERRIDE_DURATION_MAX, OVERRIDES_MAX};
 use super::script::{
     BUS_HASH_TAG, BUS_KEY_PREFIX, EVENTS_KEY, EVENTS_MAX, HEARTBEAT, NODE_EXPIRY_MS, NODES_KEY, OVERRIDES_KEY,
     PUBLISH_OVERRIDE, PUBLISH_PURGE, STATE_KEY, TAGS_KEPT_MAX, TAGS_KEY,
@@ -350,7 +350,7 @@ impl CommandHandle {
         let mut publish = Pipeline::with_capacity(1);
         publish.cmd("EVAL").arg(PUBLISH_OVERRIDE).arg(2).arg(EVENTS_KEY).arg(OVERRIDES_KEY);
         publish.arg(*name).arg(*version).arg(*text).arg(duration.as_millis() as u64).arg(*to).arg(*from);
-        publish.arg(OVERRIDE_KIND).arg(EVENTS_MAX).arg(OVERRIDES_MAX);
+        publish.arg(OVERRIDE_KIND).arg(EVENTS_MAX).arg(OVERRIDES_MAX).arg(OVERRIDE_DURATION_MAX.as_millis() as u64);
         let reply = self.execute(&publish).await?.pop().ok_or(ShardFault::Protocol)?;
         let id: String = from_redis_value_ref(&reply).map_err(|_| ShardFault::Protocol)?;
         Ok(id.parse().ok())

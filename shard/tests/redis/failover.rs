@@ -1,7 +1,7 @@
 //! Servers whose address changes (a Redis Cluster of three masters and three replicas, a master
 //! watched by Sentinels) and restricted access (TLS, and users with minimal permissions).
 
-use crate::server::{Page, Server, free_port, page, region, remote_config};
+use crate::server::{Page, Server, documented_acl, free_port, page, region, remote_config};
 use shard::{
     Bus, InsertTarget, KeyBuilder, LocalConfig, OverrideRequest, Purge, PurgeScope, RedisTlsConfig, Region,
     RegionConfig, RemoteConfig, RemoteLookup, ShardFault, Store, StoreView,
@@ -379,20 +379,11 @@ async fn mutual_tls_is_verified_by_both_sides() {
 
 #[tokio::test]
 async fn documented_acl_suffices_and_missing_permissions_are_reported() {
-    let documented = include_str!("../../../docs/purging.md");
-    let rules = documented
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("ACL SETUSER tidegate "))
-        .expect("the page has an ACL rule");
     let server = Server::start();
-    for (user, rules) in [("tidegate", rules.to_owned()), ("reader", rules.replace("+client|tracking", ""))] {
-        let mut command = redis::cmd("ACL");
-        command.arg("SETUSER").arg(user);
-        rules.split_whitespace().for_each(|rule| _ = command.arg(rule.replace(">PASSWORD", ">secret")));
-        let _set: () = command.query(&mut server.connect()).unwrap();
-    }
-    let url = |user: &str| format!("redis://{user}:secret@127.0.0.1:{}", server.port());
-    let node = Node::start(remote_config(&[("default", &[url("tidegate")])]));
+    let rules = documented_acl();
+    let full = server.create_user("tidegate", rules);
+    let without_tracking = server.create_user("reader", &rules.replace("+client|tracking", ""));
+    let node = Node::start(remote_config(&[("default", &[full])]));
     node.wait_all_found(10 * SECOND).await;
     let everything = Purge { scope: PurgeScope::Everything, is_soft: false };
     assert!(node.bus.purge(&[everything], None, SECOND).await.unwrap().unreachable_servers.is_empty());
@@ -410,7 +401,7 @@ async fn documented_acl_suffices_and_missing_permissions_are_reported() {
         |node: &Node| node.faults().iter().any(|(_, all)| all.iter().any(|(fault, _)| *fault == ShardFault::Denied));
     assert!(!denied(&node), "{:?}", node.faults());
 
-    let reader = Node::start(remote_config(&[("default", &[url("reader")])]));
+    let reader = Node::start(remote_config(&[("default", &[without_tracking])]));
     sleep(SECOND / 2).await;
     assert!(matches!(reader.get(0).await, RemoteLookup::Unavailable(ShardFault::Unsubscribed)));
     assert!(denied(&reader), "{:?}", reader.faults());

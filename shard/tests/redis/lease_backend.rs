@@ -1,7 +1,7 @@
 //! The lease backend on a real Redis server: it grants tokens, agrees with the limiter's model, and
 //! every request ends within its deadline.
 
-use crate::server::{SLACK, Server, remote_config, store, store_on};
+use crate::server::{SLACK, Server, documented_acl, remote_config, store, store_on};
 use limiter::lease::{LEASE_SCRIPT, LeaseBackend, LeaseBackendError, LeaseGrant, LeaseRequest, LeaseServerModel};
 use limiter::{Quota, Rate};
 use proptest::prelude::*;
@@ -79,17 +79,8 @@ async fn requests_to_a_hung_or_stopped_server_fail_within_the_deadline() {
 
 #[tokio::test]
 async fn documented_acl_permits_the_script() {
-    let documented = include_str!("../../../docs/purging.md");
-    let rules = documented
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("ACL SETUSER tidegate "))
-        .expect("the page has an ACL rule");
     let server = Server::start();
-    let mut command = redis::cmd("ACL");
-    command.arg("SETUSER").arg("tidegate");
-    rules.split_whitespace().for_each(|rule| _ = command.arg(rule.replace(">PASSWORD", ">secret")));
-    let () = command.query(&mut server.connect()).unwrap();
-    let url = format!("redis://tidegate:secret@127.0.0.1:{}", server.port());
+    let url = server.create_user("tidegate", documented_acl());
     let backend = RedisLeaseBackend::new(&store(remote_config(&[("default", &[url])])), "cluster", DEADLINE).unwrap();
     let quota = quota(50_000, 5_000);
     for millis in [0, 60, 120] {

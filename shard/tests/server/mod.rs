@@ -84,6 +84,15 @@ impl Server {
         redis::Client::open(self.url()).unwrap().get_connection().unwrap()
     }
 
+    /// Creates a user with rules of an ACL, whose password is `secret`, and returns its URL.
+    pub(crate) fn create_user(&self, name: &str, rules: &str) -> String {
+        let mut command = redis::cmd("ACL");
+        command.arg("SETUSER").arg(name);
+        rules.split_whitespace().for_each(|rule| _ = command.arg(rule.replace(">PASSWORD", ">secret")));
+        let () = command.query(&mut self.connect()).unwrap();
+        format!("redis://{name}:secret@127.0.0.1:{}", self.port)
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(status.unwrap().success());
@@ -106,6 +115,13 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The rules of a gateway's user in docs/purging.md.
+pub(crate) fn documented_acl() -> &'static str {
+    let documented = include_str!("../../../docs/purging.md");
+    let rules = documented.lines().find_map(|line| line.trim().strip_prefix("ACL SETUSER tidegate "));
+    rules.expect("the page has an ACL rule")
 }
 
 fn dump_file(port: u16) -> String {
