@@ -438,7 +438,7 @@ impl Event<'_> {
     }
 }
 
-/// What the lines of one throttle have in common.
+/// The event, the names and the kind that the lines of one throttle share.
 struct ThrottledLines {
     event: EventName,
     route: String,
@@ -462,7 +462,7 @@ fn failure_throttle(route: &str, kind: UpstreamFault) -> usize {
 /// and upstreams come from the configuration, which may have thousands.
 const NAMES_MAX: usize = 64;
 
-/// A throttle for each name and kind of an event, so that lines of one do not hide those of another.
+/// A throttle for each name and kind of an event: lines of one do not hide those of another.
 struct NamedThrottles {
     named: [(OnceLock<(Box<str>, &'static str)>, Throttle); NAMES_MAX],
     others: Throttle,

@@ -37,8 +37,8 @@ pub(crate) struct MissingPiece {
 
 impl MissingPiece {
     /// The piece for `request`: for one range, or for the whole object without `Range`. `None` if
-    /// the part has no strong entity tag, holds nothing of the response, or leaves two large gaps in
-    /// it: the response is then fetched as a whole.
+    /// the part has no strong entity tag, holds nothing of the response, or leaves two large gaps
+    /// in it: the response is then fetched as a whole.
     pub(crate) fn of(request: &Request, (object, part, body): (&CachedObject, Extent, &Bytes)) -> Option<Self> {
         strong_tag(&object.fields)?;
         let (first, last) = policy::single_range(request, &object.fields, part.total)?;
@@ -70,7 +70,7 @@ impl MissingPiece {
         Some(MissingPiece { object: object.clone(), wanted, is_first_of_two, missing, before, after })
     }
 
-    /// Whether this piece and the part are a larger part of the response, which then lacks one more.
+    /// Whether the response lacks one more piece beside this one and the part.
     pub(crate) fn is_first_of_two(&self) -> bool {
         self.is_first_of_two
     }

@@ -63,8 +63,8 @@ fn toml_faults(source: &str) -> Vec<ConfigFault> {
     faults
 }
 
-/// What to write in place of a document that looks like one of another format, by its first line
-/// that is no comment.
+/// The hint for a document that looks like one of another format, by its first line that is no
+/// comment.
 fn other_format(source: &str) -> Option<&'static str> {
     let is_content = |line: &&str| !line.is_empty() && !line.starts_with('#') && *line != "---";
     let first = source.lines().map(str::trim).find(is_content)?;

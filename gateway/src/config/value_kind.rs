@@ -407,7 +407,7 @@ impl ValueKind for OneOfIntegers {
 pub(super) enum Repeats {
     /// It has no effect, and is warned of.
     Warned,
-    /// It has an effect that nobody means, and is an error.
+    /// It has an effect that cannot be meant, and is an error.
     Refused,
     /// The section compares the items by a part of them.
     BySection,

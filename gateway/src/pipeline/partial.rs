@@ -59,9 +59,9 @@ impl RequestContext<'_> {
         (piece.wanted().length <= self.snapshot.cache.object_bytes).then(|| Box::new(piece))
     }
 
-    /// Requests the smaller one of two gaps around a stored part, and stores it with the part. What
-    /// the response lacks then is one piece; `None` if that cannot be joined, and the response is to
-    /// be fetched as a whole. Cancel safe: what is not stored is lost.
+    /// Requests the smaller one of two gaps around a stored part, and stores it with the part.
+    /// Returns the piece that the response then lacks; `None` if the gap cannot be joined, and the
+    /// response is to be fetched as a whole. Cancel safe: bytes that are not stored are lost.
     pub(super) async fn close_first_gap(
         &mut self,
         fetch: &Fetch,

@@ -14,9 +14,9 @@ use crate::tls::RefusedCertificate;
 /// the dashboard gets the list.
 const DEGRADED_MAX: usize = 200;
 
-/// Names the refused files of certificates, the breakers that reject calls, the shards whose breakers are not closed, the names whose
-/// addresses cannot be looked up, and the endpoints that are out; of more than `DEGRADED_MAX`, the
-/// number of the rest.
+/// Names the refused files of certificates, the breakers that reject calls, the shards whose
+/// breakers are not closed, the names whose addresses cannot be looked up, and the endpoints that
+/// are out; of more than `DEGRADED_MAX`, the number of the rest.
 pub(super) fn degraded_components(shared: &SharedState) -> Vec<String> {
     let snapshot = shared.snapshot.load();
     let rejecting = breakers::list(&snapshot).into_iter().filter(|breaker| breaker.is_rejecting());
@@ -50,7 +50,8 @@ pub(super) fn degraded_components(shared: &SharedState) -> Vec<String> {
     named
 }
 
-/// The files with certificates that the last reload has refused, each once: listeners may share one.
+/// The files with certificates that the last reload has refused, each once: listeners may share
+/// one.
 pub(super) fn refused_certificates(shared: &SharedState) -> Vec<RefusedCertificate> {
     let mut refused: Vec<RefusedCertificate> = Vec::new();
     for terminator in shared.tls_terminators.iter().flatten() {
