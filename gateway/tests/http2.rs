@@ -38,6 +38,10 @@ fn request_without_body_bytes_has_no_body() {
     end_of(3, request(3, "GET", "/b"), false);
     end_of(5, request(5, "OPTIONS", "/c"), false);
     end_of(7, request_with(7, ("POST", "/d"), &[("content-length", "0")]), false);
+    for (at, method) in ["POST", "PUT", "DELETE", "PATCH", "QUERY"].into_iter().enumerate() {
+        let stream = 9 + 2 * at as u32;
+        end_of(stream, request(stream, method, "/e"), true);
+    }
 }
 
 #[test]
@@ -318,6 +322,19 @@ fn floods_end_the_connection() {
         client.expect(SETTINGS);
         client.send_bytes(&flood.bytes().repeat(200));
         assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)), "{flood:?}");
+    }
+    // Heads that are refused, each of a stream of its own.
+    let refused = [
+        |stream| request_with(stream, ("GET", "/"), &[("Upper", "a")]),
+        |stream| request_with(stream, ("GET", "/"), &[("expect", "other")]),
+        |stream| Frame::new(HEADERS, END_HEADERS | END_STREAM, stream),
+    ];
+    for (number, head) in refused.into_iter().enumerate() {
+        let mut client = server.connect();
+        for at in 0..200 {
+            client.send_bytes(&head(1 + 2 * at).bytes());
+        }
+        assert_eq!(client.closed_within(STEP_TIMEOUT), Some(Some(ENHANCE_YOUR_CALM)), "head {number}");
     }
     // Floods inside a request.
     let mut client = server.connect();

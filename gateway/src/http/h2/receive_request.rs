@@ -23,7 +23,6 @@ use crate::http::fields::Fields;
 use crate::http::grpc;
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, Request};
-use crate::http::refusal::RequestRefusal;
 
 /// The fields of a head are copied for the upstream.
 const HEAD_COPIES: usize = 2;
@@ -251,10 +250,11 @@ impl<B: BodySource> Http2Connection<B> {
             self.write_reset(id, Http2ErrorCode::Protocol);
             return Ok(FrameOutcome::Continue);
         }
-        if head.as_ref().is_err_and(|refused| refused.refusal == RequestRefusal::HeadTooLarge) {
-            // Its fields may be many times as many as its bytes. The response explains one of two.
-            self.counts.borrow_mut().charge_reset();
-            self.counts.borrow_mut().charge_reset();
+        if let Err(refused) = &head {
+            // The response explains one of two. A malformed request is reset, which is counted then.
+            (0..if refused.is_malformed { 1 } else { 2 }).for_each(|_| {
+                self.counts.borrow_mut().charge_reset();
+            });
         }
         if self.streams.borrow().len() >= STREAMS_MAX && self.open_streams() >= STREAMS_MAX {
             self.write_reset(id, Http2ErrorCode::RefusedStream);

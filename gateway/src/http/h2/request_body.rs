@@ -300,6 +300,12 @@ impl UploadStream {
         Poll::Pending
     }
 
+    /// Whether the client has ended the stream without a byte, and without trailers.
+    pub(crate) fn is_complete_and_empty(&self) -> bool {
+        let state = self.state.borrow();
+        state.arrived == 0 && state.trailers.is_none() && matches!(state.end, Some(UploadEnd::Complete))
+    }
+
     /// Ready when bytes have arrived or the stream has ended. Returns whether it has ended without
     /// a byte.
     pub(crate) fn poll_first(&self, cx: &mut Context<'_>) -> Poll<Result<bool, BodyError>> {

@@ -154,6 +154,11 @@ impl StreamExchange {
             if limits.refuses_body(&request.method, request.length) {
                 return Some(self.refuse(RequestRefusal::BodyOfGet));
             }
+        } else if self.handle.upload().is_some_and(|upload| upload.is_complete_and_empty())
+            && self.buffers().request.length == BodyLength::Streamed
+        {
+            // Another method may wait for its response before it sends its body.
+            self.buffers().request.length = BodyLength::Empty;
         }
         let StreamExchange { shared, snapshot, arrival, buffers, handle, .. } = self;
         let buffers = buffers.as_mut().expect("taken by drop only");
