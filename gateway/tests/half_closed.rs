@@ -31,7 +31,7 @@ fn send_and_finish(gateway: &Gateway, bytes: &[u8]) -> TcpStream {
     socket
 }
 
-/// What the gateway has sent when it ends the connection without a reset.
+/// Reads until the gateway ends the connection, without a reset.
 #[track_caller]
 fn read_to_clean_end(socket: &mut impl Read) -> String {
     let mut bytes = Vec::new();
