@@ -323,8 +323,8 @@ impl Drop for KilledOnDrop {
 fn waits_of(process: &Process) -> u64 {
     let threads = std::fs::read_dir(format!("/proc/{}/task", process.id())).expect("a live process");
     let status = threads.filter_map(|thread| std::fs::read_to_string(thread.ok()?.path().join("status")).ok());
-    let waits = |status: String| -> Option<u64> {
-        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse().ok())
+    let waits = |status: String| {
+        status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")?.trim().parse::<u64>().ok())
     };
     status.filter_map(waits).sum::<u64>()
 }

@@ -15,8 +15,8 @@
 //!   with the same limit, and a lower limit would lower it further. If the drain confirms the
 //!   latency, the upstream has changed, and earlier throughputs are forgotten, except for the last
 //!   one before the drain.
-//! - So does a throughput that falls while calls wait. A latency that is higher by less is hidden in
-//!   the estimate: with the limit in use, calls may wait in the upstream as long.
+//! - So does a throughput that falls while calls wait. A latency that is higher by less is hidden
+//!   in the estimate: with the limit in use, calls may wait in the upstream as long.
 //!
 //! The mean latency of a window is used, not that of its fastest calls: with fast and slow kinds of
 //! calls, the number in progress follows from the mean.
@@ -54,8 +54,8 @@ const HIGHER: f64 = 2.5;
 const HIGHER_WINDOWS: u32 = 4;
 /// A throughput below the usual one, in standard errors of a window, less a part of one, added up
 /// over windows in which the limit holds calls back, causes a drain at this sum (the test of Page,
-/// CUSUM). A step by one fifth is found in three windows, and chance adds few drains. Where a drain
-/// needs more calls, because they differ more, so does its cause.
+/// CUSUM). A step by one fifth is found in three windows, and chance adds few drains. The sum
+/// grows with the calls that a drain needs.
 const LOWER_RATE: f64 = 0.7;
 const LOWER_RATE_SUM: f64 = 3.5;
 /// The least standard error of a throughput, that of 100 calls at random times.

@@ -44,8 +44,8 @@ const WATCHED: WatchFlags = WatchFlags::ONLYDIR
     .union(WatchFlags::CLOSE_WRITE)
     .union(WatchFlags::DELETE_SELF)
     .union(WatchFlags::MOVE_SELF);
-/// Events of the directory itself by which a watched file may have changed. Others of it follow from
-/// `unwatch`.
+/// Events of the directory itself by which a watched file may have changed. Others of it follow
+/// from `unwatch`.
 const OF_DIRECTORY: ReadFlags =
     ReadFlags::DELETE_SELF.union(ReadFlags::MOVE_SELF).union(ReadFlags::UNMOUNT).union(ReadFlags::QUEUE_OVERFLOW);
 
@@ -94,8 +94,8 @@ impl DirectoryEvents {
     }
 }
 
-/// Takes the first event, its mask and the name of the entry, which is empty in one of the directory
-/// itself: `struct inotify_event`.
+/// Takes the first event (`struct inotify_event`): its mask and the name of the entry, which is
+/// empty in one of the directory itself.
 fn take_event<'a>(bytes: &mut &'a [u8]) -> Option<(ReadFlags, &'a OsStr)> {
     let (head, rest) = bytes.split_first_chunk::<16>()?;
     let word = |at: usize| head[at..].first_chunk().copied().map(u32::from_ne_bytes);
@@ -283,7 +283,7 @@ impl ConfigWatcher {
             }
             sleep(SETTLE_DELAY).await;
             if let Some(events) = &self.events {
-                // What has arrived meanwhile is part of the same change.
+                // Events that have arrived meanwhile are part of the same change.
                 events.read(&self.names);
             }
             let is_changed = self.compare_contents();

@@ -95,7 +95,7 @@ enum RequestBodyState {
     Failed,
 }
 
-/// What is known of the client of the current exchange.
+/// Presence of the client of the current exchange, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ClientPresence {
     Connected,

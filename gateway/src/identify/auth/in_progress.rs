@@ -2,8 +2,8 @@
 //!
 //! The key is the address and a keyed hash of name and password: no password is kept for a
 //! comparison, and the time of one says nothing about it. Requests of other addresses have
-//! verifications of their own, which are charged to them. Invariants: one verification of a key at a
-//! time; each entry has a leader, which removes it when it ends.
+//! verifications of their own, which are charged to them. Invariants: one verification of a key at
+//! a time; each entry has a leader, which removes it when it ends.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
