@@ -120,7 +120,7 @@ impl<'a> Fleet<'a> {
             .replace("@REGIONS@", &regions)
             .replace("@ORIGIN@", &self.origin.address.to_string());
         let mut node = FleetNode::new(number, &config)?;
-        node.clock = FakeClock::new(self.context.scratch, &node.name).ok();
+        node.clock = FakeClock::new(self.context.scratch, &node.name, self.context.tidegate).ok();
         node.start(&self.context)?;
         self.nodes.push(node);
         self.proxies.push(proxies);

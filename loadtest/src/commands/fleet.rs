@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use crate::case::fake_clock::FakeClock;
 use crate::case::gateway::{CaseContext, CaseForm};
 use crate::error::{LoadtestError, Result};
 use crate::fleet::rotation::Member;
@@ -73,6 +74,9 @@ pub(crate) fn run(arguments: FleetArguments, default_tidegate: PathBuf) -> Resul
     let tidegate = tidegate.unwrap_or(default_tidegate);
     if !tidegate.is_file() {
         return Err(LoadtestError::NoTidegate { path: tidegate.display().to_string() });
+    }
+    if action.contains(&FleetAction::ClockJump) {
+        FakeClock::library_for(&tidegate)?;
     }
     interrupt::watch()?;
     let tools = Tools::find([Tool::Redis])?;

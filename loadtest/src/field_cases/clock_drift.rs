@@ -82,7 +82,7 @@ impl Clocks {
         });
         let origin = origin.map_err(LoadtestError::io("the origin does not start"))?;
         let config = CONFIG.replace("@REDIS@", &redis.url()).replace("@ORIGIN@", &origin.address.to_string());
-        let clock = FakeClock::new(context.scratch, "clock-drift")?;
+        let clock = FakeClock::new(context.scratch, "clock-drift", context.tidegate)?;
         let environment = clock.environment();
         let environment: Vec<(&str, &str)> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let steady = CaseGateway::start(context, "clock-steady", &config)?;
