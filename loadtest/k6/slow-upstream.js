@@ -2,7 +2,8 @@
 // clients get the degrade page at once instead of waiting; when the upstream is fast again, the
 // breaker closes.
 //
-// Needs: a path that is not cached, whose upstream has a breaker (breaker.slow below SLOW_MS).
+// Needs: a path that is not cached, whose upstream has a breaker (breaker.slow below SLOW_MS), and a
+// limit of connections per address above 12.5 times RATE.
 // Events: `fault`, `repair`.
 //
 //   TARGET     the path; default /live/page
