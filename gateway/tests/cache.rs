@@ -423,7 +423,7 @@ fn fetch_of_a_disconnected_leader_continues_for_the_others() {
     joiners.iter_mut().for_each(|joiner| joiner.send_get("/a", &[]));
     wait_for(|| gateway.metric("tidegate_requests_in_flight") == 6.0, STEP_TIMEOUT);
     assert_eq!(origin.count(), 1);
-    leader.leave();
+    drop(leader);
     wait_for(|| gateway.metric("tidegate_requests_in_flight") == 5.0, STEP_TIMEOUT);
     gate.open();
     for joiner in &mut joiners {
@@ -450,7 +450,7 @@ fn joiners_read_on_after_the_leader_disconnects() {
         assert_eq!(client.read_head().status, 200);
         assert_eq!(client.read_bytes(5), b"first");
     }
-    clients.remove(0).leave();
+    drop(clients.remove(0));
     wait_for(|| gateway.metric("tidegate_requests_in_flight") == 2.0, STEP_TIMEOUT);
     gate.open();
     clients.iter_mut().for_each(|client| assert_eq!(client.read_bytes(5), b"-last"));

@@ -542,7 +542,7 @@ fn access_log_includes_refused_and_abandoned_requests() {
     let mut client = gateway.connect();
     client.send_get("/abandoned", &[]);
     origin.wait_for_requests(1);
-    client.leave();
+    drop(client);
     let line = gateway.access_log(3).remove(2);
     assert_eq!((line["status"].as_u64(), line["route"].as_str()), (Some(499), Some("all")), "{line}");
 }

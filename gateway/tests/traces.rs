@@ -506,7 +506,7 @@ fn the_body_of_a_shared_fetch_has_a_span_that_outlives_its_client() {
             client
         })
         .collect();
-    clients.remove(0).leave();
+    drop(clients.remove(0));
     // The request of the client that has left is reported before the body has ended.
     wait_for(|| !named(&spans(&collector, 1), "GET /*").is_empty(), STEP_TIMEOUT);
     assert!(named(&spans(&collector, 1), "fill").is_empty());

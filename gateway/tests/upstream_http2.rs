@@ -297,7 +297,7 @@ fn client_that_leaves_resets_its_stream_alone() {
     let mut client = gateway.connect();
     client.send_get("/wait", &[]);
     wait_for(|| origin.seen().len() == 2, STEP_TIMEOUT);
-    client.leave();
+    drop(client);
     wait_for(|| ended.load(Ordering::SeqCst) == 1, STEP_TIMEOUT);
     assert_eq!(gateway.get("/", &[]).status, 200);
     assert_eq!(origin.connections(), 1);

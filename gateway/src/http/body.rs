@@ -136,17 +136,16 @@ pub(crate) trait BodySource {
         false
     }
 
-    /// Ready when the client has left after its body was complete: it has reset the connection, or
-    /// ended its sending side, but not together with its request. Never ready for a source that
-    /// does not watch the client connection. Cancel safe.
-    fn poll_client_gone(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
+    /// Ready when the client has closed its connection after its body was complete. Never ready for
+    /// a source that does not watch the client connection. Cancel safe.
+    fn poll_client_closed(&mut self, _cx: &mut Context<'_>) -> Poll<()> {
         Poll::Pending
     }
 
-    /// Whether the client has left, as in `poll_client_gone` or inside its body, although bytes of
-    /// its body may wait to be read. Asks the system. False for a source that has no connection of
-    /// its own.
-    fn is_client_gone(&mut self) -> bool {
+    /// Whether the client has closed its connection, or its sending side, although bytes of its
+    /// body may wait to be read. Asks the system. False for a source that has no connection of its
+    /// own.
+    fn is_client_closed(&self) -> bool {
         false
     }
 }

@@ -100,7 +100,7 @@ pub(super) fn poll_wait_for_head(
         return Poll::Ready(ended.map_err(UpstreamConnectionError::from));
     }
     if exchange.request_state() == RequestState::Sent {
-        request_body.poll_client_gone(cx).map(|()| Err(UpstreamConnectionError::ClientGone))
+        request_body.poll_client_closed(cx).map(|()| Err(UpstreamConnectionError::ClientGone))
     } else {
         Poll::Pending
     }

@@ -115,19 +115,19 @@ impl BodySource for RequestBody<'_> {
     }
 
     /// Never ready for an empty body: the loop that owns the connection watches it.
-    fn poll_client_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_client_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         match self {
             RequestBody::Empty | RequestBody::H2(_) => Poll::Pending,
-            RequestBody::H1(body) => body.poll_client_gone(cx),
-            RequestBody::Started(body) => body.rest.poll_client_gone(cx),
+            RequestBody::H1(body) => body.poll_client_closed(cx),
+            RequestBody::Started(body) => body.rest.poll_client_closed(cx),
         }
     }
 
-    fn is_client_gone(&mut self) -> bool {
+    fn is_client_closed(&self) -> bool {
         match self {
             RequestBody::Empty | RequestBody::H2(_) => false,
-            RequestBody::H1(body) => body.is_client_gone(),
-            RequestBody::Started(body) => body.rest.is_client_gone(),
+            RequestBody::H1(body) => body.is_client_closed(),
+            RequestBody::Started(body) => body.rest.is_client_closed(),
         }
     }
 }

@@ -40,16 +40,6 @@ impl Drop for OpenConnection {
     }
 }
 
-/// How a peer has ended a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PeerEnd {
-    /// It sends nothing more (FIN). It may still read, or have closed the connection: the system
-    /// learns which by a reset, after it has sent bytes.
-    SendingSide,
-    /// It has reset the connection.
-    Connection,
-}
-
 /// Socket of a connection: plain TCP, or TLS over TCP after its handshake.
 enum Transport {
     Plain(TcpStream),
@@ -122,30 +112,12 @@ impl TransportStream {
     /// Whether the peer has closed the connection or its sending side, although bytes may wait to
     /// be read. One system call.
     pub(crate) fn is_closed_by_peer(&self) -> bool {
-        self.peer_end().is_some()
-    }
-
-    /// How the peer has ended the connection, although bytes may wait to be read; `None`: it has
-    /// not. One system call.
-    pub(crate) fn peer_end(&self) -> Option<PeerEnd> {
+        let closed = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
         let cell = self.transport.borrow();
-        let mut asked = [PollFd::new(cell.tcp()?, PollFlags::RDHUP)];
-        rustix::event::poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).ok()?;
-        let found = asked[0].revents();
-        if found.intersects(PollFlags::HUP | PollFlags::ERR) {
-            Some(PeerEnd::Connection)
-        } else {
-            found.contains(PollFlags::RDHUP).then_some(PeerEnd::SendingSide)
-        }
-    }
-
-    /// The most bytes that may have arrived and are not read. With TLS, more than those of its
-    /// content: records have overhead, and the beginning of one may have been received.
-    pub(crate) fn unread_bytes_max(&self) -> u64 {
-        const RECORD_MAX: u64 = 17 << 10;
-        let cell = self.transport.borrow();
-        let in_session = if matches!(&*cell, Transport::Tls(_)) { 2 * RECORD_MAX } else { 0 };
-        in_session + cell.tcp().and_then(|tcp| rustix::io::ioctl_fionread(tcp).ok()).unwrap_or(0)
+        let Some(tcp) = cell.tcp() else { return false };
+        let mut asked = [PollFd::new(tcp, PollFlags::RDHUP)];
+        let found = rustix::event::poll(&mut asked, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        found.is_ok() && asked[0].revents().intersects(closed)
     }
 
     /// Ready when a read may succeed. The readiness can be spurious: the read may still be pending.

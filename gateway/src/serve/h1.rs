@@ -256,11 +256,8 @@ impl Connection {
             }
             None => {
                 let counted = (in_flight.end(), stream.request_bytes(&buffers.request));
-                let reason = ended_by(context);
-                report_ended(context, snapshot, (peer, buffers), counted, reason);
-                // Of a response, nothing was sent: a client that reads on sees an orderly end.
-                let is_client = reason == AbortReason::ClientClosed;
-                return if is_client { AfterExchange::Close } else { AfterExchange::Abort };
+                report_ended(context, snapshot, (peer, buffers), counted, ended_by(context));
+                return AfterExchange::Abort;
             }
         };
         // Draining may have begun while the request was handled.
@@ -349,10 +346,10 @@ fn blame(sent: Option<&Result<(), SendError>>) -> Option<Blame> {
     }
 }
 
-/// Ready when the client leaves, if it is watched, or the drain has expired.
+/// Ready when the client closes the connection, if it is watched, or the drain has expired.
 fn poll_ended(cx: &mut Context<'_>, watch: &mut Option<&mut Http1RequestBody<'_>>, drain: &mut DrainGuard) -> Poll<()> {
     if let Some(incoming) = watch
-        && incoming.poll_client_gone(cx).is_ready()
+        && incoming.poll_client_closed(cx).is_ready()
     {
         return Poll::Ready(());
     }
@@ -364,7 +361,7 @@ fn ended_by(context: &WorkerContext) -> AbortReason {
     if context.is_expired() { AbortReason::DrainTimeout } else { AbortReason::ClientClosed }
 }
 
-/// Sends a response; `None` when the client leaves first, or the drain expires.
+/// Sends a response; `None` when the client closes the connection first, or the drain expires.
 async fn send(
     writer: &mut ResponseWriter<'_>,
     response: &mut Response,

@@ -126,7 +126,7 @@ impl BodySource for UpstreamExchange<'_> {
         if matches!(filled, Poll::Ready(Ok(()))) && connection.data().is_empty() {
             self.finish_if_idle();
         }
-        if filled.is_pending() && self.body.poll_client_gone(cx).is_ready() {
+        if filled.is_pending() && self.body.poll_client_closed(cx).is_ready() {
             return Poll::Ready(Err(BodyError::ClientGone));
         }
         if let Poll::Ready(Err(error)) = &filled

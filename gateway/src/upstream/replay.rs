@@ -161,12 +161,12 @@ impl<S: BodySource> BodySource for ReplayBody<S> {
         self.source.may_have_trailers()
     }
 
-    fn is_client_gone(&mut self) -> bool {
-        self.source.is_client_gone()
+    fn is_client_closed(&self) -> bool {
+        self.source.is_client_closed()
     }
 
-    fn poll_client_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.source.poll_client_gone(cx)
+    fn poll_client_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.source.poll_client_closed(cx)
     }
 }
 

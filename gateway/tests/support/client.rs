@@ -95,13 +95,6 @@ impl Client {
         drop(self.stream.shutdown(std::net::Shutdown::Write));
     }
 
-    /// Closes the connection as a client does that gives up: not together with its request, as one
-    /// does that only ends its sending side (docs/request-life.md).
-    pub fn leave(self) {
-        const HALF_CLOSE_WINDOW: Duration = Duration::from_millis(100);
-        std::thread::sleep((2 * HALF_CLOSE_WINDOW).saturating_sub(self.sent.elapsed()));
-    }
-
     /// Closes the connection with a reset (RST).
     pub fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("a live socket");

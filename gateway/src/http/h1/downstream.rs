@@ -33,7 +33,7 @@ use crate::http::limits::{HttpLimits, UnderscorePolicy};
 use crate::http::message::{BodyLength, HttpVersion, NamedVersion, Request, Response, StatusCode};
 use crate::http::min_rate::MinRateTimer;
 use crate::http::refusal::RequestRefusal;
-use crate::http::transport::{PeerEnd, TransportStream};
+use crate::http::transport::TransportStream;
 use crate::http::write_timer::WriteTimer;
 use crate::tasks::{self, TaskWait};
 
@@ -56,14 +56,6 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 const LINGER_READS: usize = 8;
 /// Most bytes that a closing connection discards.
 const LINGER_BYTES_MAX: usize = 64 << 20;
-
-/// How long after a complete request the end of the client's sending side (FIN, `close_notify`)
-/// belongs to it: the client has nothing more to send and reads on (RFC 9112 section 9.6). Such
-/// clients end both in one step, so that the end arrives with the request or behind it. A client
-/// that gives up waits for longer, and its end looks the same until bytes are sent to it.
-const HALF_CLOSE_WINDOW: Duration = Duration::from_millis(100);
-/// How often a client that has ended its sending side is checked for a reset. One system call.
-const RESET_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Result of waiting for a request: bytes arrived, timed out, or closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,15 +87,6 @@ enum RequestBodyState {
     Failed,
 }
 
-/// Presence of the client of the current exchange, as far as it is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ClientPresence {
-    Connected,
-    /// It has ended its sending side with its request, and gets its response.
-    HalfClosed,
-    Gone,
-}
-
 /// State of the reading half.
 struct RequestReader {
     buffer: ReadBuffer,
@@ -117,10 +100,7 @@ struct RequestReader {
     /// Whether `100 Continue` must be sent before the body is read.
     must_send_continue: bool,
     continue_sent: usize,
-    client: ClientPresence,
-    /// When the current request was known to be complete. Set by the first check for the end of
-    /// the client's sending side.
-    complete_since: Option<Instant>,
+    client_closed: bool,
     deadline: ResettableDeadline,
     idle_timeout: Duration,
     /// Bytes of the current body received so far, with its framing.
@@ -142,8 +122,6 @@ pub(crate) struct DownstreamConnection {
     keep_alive: bool,
     version: HttpVersion,
     is_head: bool,
-    /// Whether the connection has waited for the bytes of a request.
-    has_waited: bool,
 }
 
 /// The body of the current request, borrowed from its connection.
@@ -186,8 +164,7 @@ impl DownstreamConnection {
             route_body_max: u64::MAX,
             must_send_continue: false,
             continue_sent: 0,
-            client: ClientPresence::Connected,
-            complete_since: None,
+            client_closed: false,
             deadline: ResettableDeadline::after(limits.header_timeout),
             idle_timeout: limits.idle_timeout,
             body_received: 0,
@@ -196,15 +173,7 @@ impl DownstreamConnection {
             body_rate: limits.body_rate,
         };
         let writer = MessageWriter::new();
-        DownstreamConnection {
-            io,
-            reader,
-            writer,
-            keep_alive: true,
-            version: HttpVersion::Http11,
-            is_head: false,
-            has_waited: false,
-        }
+        DownstreamConnection { io, reader, writer, keep_alive: true, version: HttpVersion::Http11, is_head: false }
     }
 
     /// Waits until `timeout` after `now` for bytes of the next request. Holds no buffer while
@@ -217,7 +186,6 @@ impl DownstreamConnection {
     /// Sets the deadline of the next wait: `timeout` after `now`.
     pub(crate) fn start_wait(&mut self, now: Instant, timeout: Duration) {
         self.reader.deadline.restart_at(now.into(), timeout);
-        self.has_waited = false;
     }
 
     /// Polls the wait that `start_wait` has begun.
@@ -233,7 +201,6 @@ impl DownstreamConnection {
             Poll::Ready(_) => return Poll::Ready(WaitOutcome::Closed),
             Poll::Pending => buffer.release(),
         }
-        self.has_waited = true;
         deadline.poll(cx).map(|()| WaitOutcome::TimedOut)
     }
 
@@ -426,10 +393,9 @@ impl DownstreamConnection {
 
     /// Shuts down a connection whose client has sent its last byte between two requests.
     pub(crate) async fn close_after_client(&mut self) {
-        // A client that has ended its sending side before the end of its response, or with TLS by
-        // `close_notify` only, reads on until the gateway ends its own. From others there is
-        // nothing to receive, and the system ends the sending side of a socket that is closed.
-        if !self.has_waited || !self.io.is_closed_by_peer() {
+        // There is nothing to receive, and the system ends the sending side of a socket that is
+        // closed. With TLS, a client that waits for the answer to its `close_notify` gets it.
+        if !self.io.is_closed_by_peer() {
             self.close().await;
         }
     }
@@ -499,26 +465,6 @@ impl RequestReader {
         self.body_received = self.buffer.data().len() as u64;
         self.min_rate = None;
         self.continue_sent = 0;
-        self.complete_since = None;
-    }
-
-    /// Records that the client sends nothing more after its complete request.
-    fn end_sending_side(&mut self) {
-        let since = *self.complete_since.get_or_insert_with(Instant::now);
-        let is_of_request = since.elapsed() <= HALF_CLOSE_WINDOW;
-        self.client = if is_of_request { ClientPresence::HalfClosed } else { ClientPresence::Gone };
-    }
-
-    /// Whether the rest of the request may have arrived.
-    fn may_be_received(&self, io: &TransportStream) -> bool {
-        match self.body {
-            RequestBodyState::Done => true,
-            RequestBodyState::Length { remaining } => {
-                self.buffer.data().len() as u64 + io.unread_bytes_max() >= remaining
-            }
-            // The end of the last chunk is found by reading.
-            RequestBodyState::Chunked { .. } | RequestBodyState::Failed => false,
-        }
     }
 
     /// Whether the rest of the body may be short enough to be discarded for the next request.
@@ -686,52 +632,26 @@ impl BodySource for Http1RequestBody<'_> {
     }
 
     /// Bytes of a pipelined request are kept, as far as they fit the buffer.
-    fn poll_client_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_client_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let reader = &mut *self.reader;
         loop {
+            if reader.client_closed {
+                return Poll::Ready(());
+            }
             // A client that pipelines more than a buffer is connected. It is not read further until
             // its next request is due.
             if !reader.buffer.is_empty() || !matches!(reader.body, RequestBodyState::Done) {
                 return Poll::Pending;
             }
-            match reader.client {
-                ClientPresence::Gone => return Poll::Ready(()),
-                ClientPresence::HalfClosed => {
-                    // No byte of the client is awaited: the deadline is free.
-                    reader.deadline.no_later_than(tokio::time::Instant::now() + RESET_CHECK_INTERVAL);
-                    ready!(reader.deadline.poll(cx));
-                    reader.deadline.restart(RESET_CHECK_INTERVAL);
-                    if self.io.peer_end() == Some(PeerEnd::Connection) {
-                        reader.client = ClientPresence::Gone;
-                    }
-                }
-                ClientPresence::Connected => {
-                    reader.complete_since.get_or_insert_with(Instant::now);
-                    match ready!(reader.buffer.poll_fill(self.io, cx, 1)) {
-                        Ok(0) => reader.end_sending_side(),
-                        Ok(_) => {}
-                        // Reset, or with TLS ended without `close_notify`.
-                        Err(_) => reader.client = ClientPresence::Gone,
-                    }
-                }
+            match ready!(reader.buffer.poll_fill(self.io, cx, 1)) {
+                Ok(count) if count > 0 => {}
+                _ => reader.client_closed = true,
             }
         }
     }
 
-    fn is_client_gone(&mut self) -> bool {
-        let reader = &mut *self.reader;
-        if reader.client == ClientPresence::Connected {
-            let is_received = reader.may_be_received(self.io);
-            match self.io.peer_end() {
-                None if is_received => _ = reader.complete_since.get_or_insert_with(Instant::now),
-                None => {}
-                Some(PeerEnd::SendingSide) if is_received => reader.end_sending_side(),
-                Some(_) => reader.client = ClientPresence::Gone,
-            }
-        } else if self.io.peer_end() == Some(PeerEnd::Connection) {
-            reader.client = ClientPresence::Gone;
-        }
-        reader.client == ClientPresence::Gone
+    fn is_client_closed(&self) -> bool {
+        self.reader.client_closed || self.io.is_closed_by_peer()
     }
 }
 

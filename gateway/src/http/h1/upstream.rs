@@ -476,7 +476,7 @@ impl ExchangeBody for Http1UpstreamConnection {
         loop {
             match ready!(self.clock.poll(cx, step)) {
                 ClockEvent::TimedOut(timeout) => return Poll::Ready(Err(ClockEnd::TimedOut(timeout))),
-                ClockEvent::CheckClient if body.is_client_gone() => return Poll::Ready(Err(ClockEnd::ClientGone)),
+                ClockEvent::CheckClient if body.is_client_closed() => return Poll::Ready(Err(ClockEnd::ClientGone)),
                 ClockEvent::CheckClient => {}
                 ClockEvent::CheckWrite => match self.writer.write_unready(&self.io, body) {
                     Ok(true) => {

@@ -251,7 +251,8 @@ impl<B: BodySource> Http2Connection<B> {
             return Ok(FrameOutcome::Continue);
         }
         if let Err(refused) = &head {
-            // The response explains one of two. A malformed request is reset, which is counted then.
+            // The response explains one of two. A malformed request is reset, which is counted
+            // then.
             (0..if refused.is_malformed { 1 } else { 2 }).for_each(|_| {
                 self.counts.borrow_mut().charge_reset();
             });

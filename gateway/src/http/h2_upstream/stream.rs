@@ -486,7 +486,7 @@ impl ExchangeBody for Http2UpstreamStream {
         loop {
             match ready!(self.clock.poll(cx, step)) {
                 ClockEvent::TimedOut(timeout) => return Poll::Ready(Err(ClockEnd::TimedOut(timeout))),
-                ClockEvent::CheckClient if body.is_client_gone() => return Poll::Ready(Err(ClockEnd::ClientGone)),
+                ClockEvent::CheckClient if body.is_client_closed() => return Poll::Ready(Err(ClockEnd::ClientGone)),
                 ClockEvent::CheckClient => {}
                 ClockEvent::CheckWrite => {
                     let io = &self.connection.io;
