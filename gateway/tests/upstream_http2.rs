@@ -539,6 +539,23 @@ fn malformed_responses_are_refused() {
 }
 
 #[test]
+fn interim_responses_pass_in_any_number() {
+    const COUNT: usize = 60;
+    let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
+        for _ in 0..COUNT {
+            let progress = Response::builder().status(102).body(()).expect("a response");
+            stream.respond.send_informational(progress).expect("an open stream");
+        }
+        stream.reply(200, "done");
+    });
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+    let mut client = gateway.connect();
+    client.send_get("/", &[]);
+    let passed = (0..COUNT).filter(|_| client.read_head().status == 102).count();
+    assert_eq!((passed, client.read_response().status), (COUNT, 200));
+}
+
+#[test]
 fn dead_endpoint_costs_no_request() {
     let (origin, dead) = (echo_origin(), free_address());
     let endpoints = format!("\"h2c://{dead}\", \"h2c://{}\"", origin.address);

@@ -56,6 +56,9 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 const LINGER_READS: usize = 8;
 /// Most bytes that a closing connection discards.
 const LINGER_BYTES_MAX: usize = 64 << 20;
+/// Bytes of interim responses that the client has not taken above which further ones are discarded:
+/// as many as one response head may have.
+const INTERIM_WAITING_MAX: usize = 64 << 10;
 
 /// How long after a complete request the end of the client's sending side (FIN, `close_notify`)
 /// belongs to it: the client has nothing more to send and reads on (RFC 9112 section 9.6). Such
@@ -742,8 +745,11 @@ impl ResponseWriter<'_> {
     }
 
     /// Sends an interim head. Bytes that the client does not accept now are sent before the
-    /// response.
+    /// response. While too many wait, it is discarded: a client can do without it.
     pub(crate) fn poll_interim(&mut self, cx: &mut Context<'_>, response: &Response) -> Poll<Result<(), SendError>> {
+        if self.writer.head_buffer().len() >= INTERIM_WAITING_MAX {
+            ready!(self.writer.poll_write_prepared(cx, self.io))?;
+        }
         send::push_status_and_fields(self.writer.head_buffer(), response);
         self.writer.head_buffer().extend_from_slice(b"\r\n");
         self.writer.poll_write_prepared(cx, self.io)
