@@ -231,6 +231,43 @@ fn client_certificate_is_sent_where_the_upstream_asks_for_it() {
     }
 }
 
+/// Over TLS 1.2, OpenSSL ends a handshake without a certificate with the alert `handshake_failure`.
+#[test]
+fn client_certificate_that_is_missing_is_named_although_the_alert_does_not() {
+    const ALERT: [u8; 6] = [21, 3, 3, 0, 2, 2];
+    const HANDSHAKE_FAILURE: u8 = 40;
+    let (authority, clients) = (Authority::new("ours"), Authority::new("clients"));
+    for (client_ca, kind) in [(Some(&clients), "client_certificate"), (None, "tls_alert")] {
+        let options = TlsOriginOptions { client_ca, tls12_only: true, ..TlsOriginOptions::default() };
+        let origin = TlsOrigin::start(authority.sign(NAME, |_| {}), &options);
+        let server = origin.address;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound port");
+        std::thread::spawn(move || {
+            for mut client in listener.incoming().flatten() {
+                if kind == "tls_alert" {
+                    drop(client.read(&mut [0; 4096]));
+                    drop(client.write_all(&[&ALERT[..], &[HANDSHAKE_FAILURE]].concat()));
+                    continue;
+                }
+                let mut server = std::net::TcpStream::connect(server).expect("the origin");
+                let (mut from, mut to) = (client.try_clone().expect("a handle"), server.try_clone().expect("a handle"));
+                std::thread::spawn(move || drop(std::io::copy(&mut from, &mut to)));
+                let mut bytes = [0; 16 << 10];
+                while let Ok(count @ 1..) = server.read(&mut bytes) {
+                    if bytes[..count - 1].ends_with(&ALERT) {
+                        bytes[count - 1] = HANDSHAKE_FAILURE;
+                    }
+                    drop(client.write_all(&bytes[..count]));
+                }
+            }
+        });
+        let gateway = gateway(&authority, address, VERIFIED);
+        assert_eq!(gateway.request("POST", "/", &[], b"x").status, 502, "{kind}");
+        assert_eq!(failure_kind(&gateway), kind);
+    }
+}
+
 #[test]
 fn lower_versions_and_clear_text_are_refused() {
     let authority = Authority::new("ours");
