@@ -423,7 +423,7 @@ impl Connector {
     /// the time.
     ///
     /// # Errors
-    /// `Connect`, or `Tls` if the handshake fails.
+    /// `Connect`; `Tls` if the handshake fails; `Ended` if the server ends the connection.
     pub(crate) async fn connect(&self) -> Result<NewUpstreamConnection, UpstreamConnectionError> {
         let (Some(tls), Some((_, name))) = (&self.tls, &self.key.tls) else {
             let stream = TransportStream::plain(self.connect_tcp().await?);
@@ -442,7 +442,7 @@ impl Connector {
     /// Cancel safe; the caller bounds the time.
     ///
     /// # Errors
-    /// `Connect`, or `Tls` if the handshake fails.
+    /// As `connect`.
     pub(crate) async fn connect_http1(&self) -> Result<NewUpstreamConnection, UpstreamConnectionError> {
         let Some((tls, (_, name))) = self.tls.as_ref().zip(self.key.tls.as_ref()) else { return self.connect().await };
         let Some(http1_only) = &tls.http1 else { return self.connect().await };
@@ -493,6 +493,6 @@ fn tls_error(error: io::Error, lacks_certificate: bool) -> UpstreamConnectionErr
     match TlsFault::of_handshake(&error) {
         Some(TlsFault::Alert) if lacks_certificate => UpstreamConnectionError::Tls(TlsFault::ClientCertificate, error),
         Some(fault) => UpstreamConnectionError::Tls(fault, error),
-        None => UpstreamConnectionError::Connect(error),
+        None => UpstreamConnectionError::Ended(error),
     }
 }

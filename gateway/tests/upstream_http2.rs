@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
 use rustls::ServerConfig;
 
-use support::frames::{DATA, END_HEADERS, END_STREAM, Frame, FrameClient, HEADERS, PING, SETTINGS, head_block};
+use support::frames::{DATA, END_HEADERS, END_STREAM, Frame, FrameClient, GOAWAY, HEADERS, PING, SETTINGS, head_block};
 use support::h2_origin::{H2Origin, H2OriginOptions, H2Stream};
 use support::tls::{LISTEN_TLS, write_certificate};
 use support::tls_origin::Authority;
@@ -612,6 +612,21 @@ fn pseudo_fields_of_requests_are_in_no_response() {
     let response = String::from_utf8_lossy(&client.read_to_end()).into_owned();
     assert!(response.starts_with("HTTP/1.1 200") && response.contains("x-a: 1") && response.contains("x-b: 2"));
     assert!(!response.contains("/x") && !response.contains("other.test") && !response.contains("404"), "{response}");
+}
+
+/// Connecting worked: the failure is not that of an endpoint where nothing listens.
+#[test]
+fn server_that_allows_no_exchange_has_ended_the_connection() {
+    let no_streams = Frame::new(SETTINGS, 0, 0).with([0, 3, 0, 0, 0, 0]).bytes();
+    let goaway = [Frame::new(SETTINGS, 0, 0).bytes(), Frame::new(GOAWAY, 0, 0).with([0; 8]).bytes()].concat();
+    for settings in [no_streams, goaway] {
+        let address = frame_origin(settings, |_| Vec::new());
+        let gateway = Gateway::start(&config(&h2c(address), "timeout = \"2s\"", ""));
+        let response = gateway.request("POST", "/", &[], b"x");
+        let status = response.field("proxy-status").map(str::to_owned);
+        assert_eq!((response.status, status.as_deref()), (503, Some("tidegate; error=connection_terminated")));
+        assert_eq!(gateway.process.stderr.events("upstream_failed")[0]["kind"], "no_response");
+    }
 }
 
 #[test]

@@ -151,7 +151,7 @@ fn handshakes_that_fail_otherwise_have_their_own_reasons() {
         (PLAIN, "tls_protocol", "protocol", ("upstream_tls_protocol", 502), "tls_protocol_error"),
         (OLD, "tls_alert", "alert", ("upstream_tls_alert", 502), "tls_alert_received"),
         // It may be overloaded, or restart.
-        (&b""[..], "tls_closed", "closed", ("connect", 503), "connection_refused"),
+        (&b""[..], "tls_closed", "closed", ("no_response", 503), "connection_terminated"),
     ] {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound port");

@@ -27,6 +27,10 @@ pub(super) const CLIENT_STOPPED: Duration = Duration::from_millis(500);
 pub(crate) enum UpstreamConnectionError {
     #[error("connection refused or unreachable")]
     Connect(#[source] io::Error),
+    /// The connection was opened and has ended before it could carry a request, or the server
+    /// allows no exchange on it.
+    #[error("closed before a request")]
+    Ended(#[source] io::Error),
     /// No endpoint has an address: its name is not resolved.
     #[error("no address is known")]
     NoAddress,
@@ -94,7 +98,7 @@ impl UpstreamConnectionError {
             UpstreamConnectionError::NoAddress => AttemptErrorClass::NoAddress,
             UpstreamConnectionError::NoEndpoints => AttemptErrorClass::NoEndpoints,
             UpstreamConnectionError::Tls(..) => AttemptErrorClass::Tls,
-            UpstreamConnectionError::NoResponse(_) => AttemptErrorClass::NoResponse,
+            UpstreamConnectionError::Ended(_) | UpstreamConnectionError::NoResponse(_) => AttemptErrorClass::NoResponse,
             UpstreamConnectionError::Refused(_) => AttemptErrorClass::Refused,
             UpstreamConnectionError::Reset(_) => AttemptErrorClass::Reset,
             UpstreamConnectionError::Io(_) => AttemptErrorClass::Truncated,
@@ -111,6 +115,7 @@ impl UpstreamConnectionError {
     pub(crate) fn blame(&self) -> Blame {
         match self {
             UpstreamConnectionError::Connect(_)
+            | UpstreamConnectionError::Ended(_)
             | UpstreamConnectionError::NoAddress
             | UpstreamConnectionError::NoEndpoints
             | UpstreamConnectionError::Tls(..)
