@@ -287,6 +287,7 @@ async fn breakers(views: &AdminViews, method: &Method, rest: &str, query: &str) 
             error @ (BreakerQueryError::UnknownRoute(_)
             | BreakerQueryError::UnknownUpstream(_)
             | BreakerQueryError::SharedBreaker { .. }
+            | BreakerQueryError::NoState(_)
             | BreakerQueryError::InvalidPath),
         ) => SimpleResponse::text(StatusCode::NOT_FOUND, &error.to_string()),
         Err(error) => SimpleResponse::text(StatusCode::BAD_REQUEST, &error.to_string()),

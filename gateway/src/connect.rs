@@ -3,22 +3,27 @@
 //! Certificates are verified unless the configuration says otherwise. Connections with different
 //! settings or names never share a pool.
 
+use std::cell::Cell;
 use std::fmt;
+use std::future::{Future as _, poll_fn};
 use std::hash::{BuildHasher as _, Hash, Hasher};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{VerifierBuilderError, WebPkiServerVerifier};
+use rustls::client::{ResolvesClientCert, VerifierBuilderError, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
+use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::http::attempt::UpstreamConnectionError;
 use crate::http::h1::Http1UpstreamConnection;
@@ -116,7 +121,7 @@ impl UpstreamTls {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
         };
         let mut client = match &settings.identity {
-            None => builder.with_no_client_auth(),
+            None => builder.with_client_cert_resolver(Arc::new(NoClientCertificate)),
             Some((chain, key)) => {
                 let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>()?;
                 builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key)?)?
@@ -305,6 +310,28 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
+thread_local! {
+    /// Whether a server has asked for a certificate of the gateway that has none, since the last
+    /// poll of a handshake on this thread began.
+    static LACKS_CERTIFICATE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A gateway without a certificate. All connections share it, because a session is resumed only
+/// with the same one: a request for a certificate is noted for the handshake that is polled.
+#[derive(Debug)]
+struct NoClientCertificate;
+
+impl ResolvesClientCert for NoClientCertificate {
+    fn resolve(&self, _issuers: &[&[u8]], _schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        LACKS_CERTIFICATE.set(true);
+        None
+    }
+
+    fn has_certs(&self) -> bool {
+        false
+    }
+}
+
 /// The peer that a kept connection is for. Connections are exchangeable if these are equal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionKey {
@@ -396,7 +423,7 @@ impl Connector {
     /// the time.
     ///
     /// # Errors
-    /// `Connect`, or `Tls` if the handshake fails.
+    /// `Connect`; `Tls` if the handshake fails; `Ended` if the server ends the connection.
     pub(crate) async fn connect(&self) -> Result<NewUpstreamConnection, UpstreamConnectionError> {
         let (Some(tls), Some((_, name))) = (&self.tls, &self.key.tls) else {
             let stream = TransportStream::plain(self.connect_tcp().await?);
@@ -405,9 +432,7 @@ impl Connector {
                 false => Ok(self.http1(stream)),
             };
         };
-        let tcp = self.connect_tcp().await?;
-        let connector = TlsConnector::from(Arc::clone(&tls.client));
-        let stream = connector.connect(name.clone(), tcp).await.map_err(tls_error)?;
+        let stream = handshake(&tls.client, name, self.connect_tcp().await?).await?;
         let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         let stream = TransportStream::tls_client(stream);
         if is_http2 { self.begin_http2(stream).await } else { Ok(self.http1(stream)) }
@@ -417,13 +442,12 @@ impl Connector {
     /// Cancel safe; the caller bounds the time.
     ///
     /// # Errors
-    /// `Connect`, or `Tls` if the handshake fails.
+    /// As `connect`.
     pub(crate) async fn connect_http1(&self) -> Result<NewUpstreamConnection, UpstreamConnectionError> {
         let Some((tls, (_, name))) = self.tls.as_ref().zip(self.key.tls.as_ref()) else { return self.connect().await };
         let Some(http1_only) = &tls.http1 else { return self.connect().await };
-        let tcp = self.connect_tcp().await?;
-        let connected = TlsConnector::from(Arc::clone(http1_only)).connect(name.clone(), tcp).await;
-        connected.map(|stream| self.http1(TransportStream::tls_client(stream))).map_err(tls_error)
+        let stream = handshake(http1_only, name, self.connect_tcp().await?).await?;
+        Ok(self.http1(TransportStream::tls_client(stream)))
     }
 
     async fn connect_tcp(&self) -> Result<TcpStream, UpstreamConnectionError> {
@@ -445,10 +469,30 @@ impl Connector {
     }
 }
 
-/// A failed handshake.
-fn tls_error(error: io::Error) -> UpstreamConnectionError {
+/// Completes the handshake of a connection. Cancel safe.
+async fn handshake(
+    client: &Arc<ClientConfig>,
+    name: &ServerName<'static>,
+    tcp: TcpStream,
+) -> Result<TlsStream<TcpStream>, UpstreamConnectionError> {
+    let mut connecting = pin!(TlsConnector::from(Arc::clone(client)).connect(name.clone(), tcp));
+    let mut lacks_certificate = false;
+    let connected = poll_fn(|cx| {
+        LACKS_CERTIFICATE.set(false);
+        let polled = connecting.as_mut().poll(cx);
+        lacks_certificate |= LACKS_CERTIFICATE.get();
+        polled
+    });
+    connected.await.map_err(|error| tls_error(error, lacks_certificate))
+}
+
+/// A failed handshake. `lacks_certificate`: the server has asked for a certificate, and the gateway
+/// has none. Over TLS 1.2, many servers then send the alert `handshake_failure` (RFC 5246 section
+/// 7.4.6), which names no reason.
+fn tls_error(error: io::Error, lacks_certificate: bool) -> UpstreamConnectionError {
     match TlsFault::of_handshake(&error) {
+        Some(TlsFault::Alert) if lacks_certificate => UpstreamConnectionError::Tls(TlsFault::ClientCertificate, error),
         Some(fault) => UpstreamConnectionError::Tls(fault, error),
-        None => UpstreamConnectionError::Connect(error),
+        None => UpstreamConnectionError::Ended(error),
     }
 }

@@ -172,9 +172,10 @@ impl Error {
                     TlsFaultClass::Certificate => ErrorKind::UpstreamTls,
                     TlsFaultClass::Alert => ErrorKind::UpstreamTlsAlert,
                     TlsFaultClass::Protocol => ErrorKind::UpstreamTlsProtocol,
-                    TlsFaultClass::Connection => ErrorKind::Connect,
+                    TlsFaultClass::Connection => ErrorKind::NoResponse,
                 },
-                UpstreamConnectionError::NoResponse(_)
+                UpstreamConnectionError::Ended(_)
+                | UpstreamConnectionError::NoResponse(_)
                 | UpstreamConnectionError::Refused(_)
                 | UpstreamConnectionError::Reset(_) => ErrorKind::NoResponse,
                 UpstreamConnectionError::Io(_) => ErrorKind::Upstream,

@@ -133,6 +133,9 @@ fn operator_opens_and_closes_a_breaker_for_a_time() {
     assert_eq!((&list["state"], &list["override"]), (&"half-open".into(), &serde_json::Value::Null));
     assert_eq!(gateway.get("/", &[]).status, 200);
     assert_eq!(event(&gateway, "breaker_override_ended")["reason"], "cleared");
+    let nothing = api(&gateway, "DELETE", "/route/all");
+    assert_eq!(nothing.status, 404);
+    assert!(nothing.text().starts_with("no state is set for `route/all`"), "{}", nothing.text());
     // And the other way round, until its time has passed.
     is_broken.store(true, Ordering::SeqCst);
     listed(&api(&gateway, "POST", "/route/all?state=closed&for=1s"));
@@ -145,6 +148,8 @@ fn operator_opens_and_closes_a_breaker_for_a_time() {
         ("POST", "/upstream/none?state=open&for=1m", 404),
         ("POST", "/route/all?state=open", 400),
         ("POST", "/route/all?state=ajar&for=1m", 400),
+        ("DELETE", "/route/all", 404),
+        ("DELETE", "/upstream/origin", 404),
         ("GET", "/route/all", 405),
         ("POST", "", 405),
     ] {

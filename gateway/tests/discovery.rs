@@ -6,7 +6,7 @@ mod support;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use support::dns::{DnsAnswer, DnsRecord, DnsServer};
+use support::dns::{DnsAnswer, DnsRecord, DnsServer, section};
 use support::{Gateway, Origin, ReceivedRequest, STEP_TIMEOUT, Script, free_address, wait_for};
 
 const NAME: &str = "shop.test";
@@ -133,6 +133,59 @@ fn failed_lookups_keep_the_last_addresses_and_are_logged() {
         wait_for(|| gateway.get("/", &[]).text() == "2", STEP_TIMEOUT);
         assert_eq!(lines.events("lookup_recovered").len(), 1, "{failure:?}");
     }
+}
+
+/// The server answers the first transmission only, when further ones were sent.
+#[test]
+fn answer_counts_until_the_limit_of_a_lookup() {
+    for (limit, delay) in [("1s", 800), ("3s", 2_200)] {
+        let dns = DnsServer::start();
+        let (origins, port) = origins::<1>();
+        dns.set(NAME, DnsAnswer::Late(Duration::from_millis(delay), origins[0].address.ip()));
+        let config = config(&dns, &format!("http://{NAME}:{port}"), "").replace("\"1s\"", &format!("\"{limit}\""));
+        let gateway = Gateway::start(&config);
+        let is_known = || gateway.get("/", &[]).status == 200;
+        wait_for(|| is_known() || !gateway.process.stderr.events("lookup_failed").is_empty(), STEP_TIMEOUT);
+        assert!(is_known(), "{limit}");
+        assert!(dns.queries() >= 6, "both families are asked again meanwhile: {}", dns.queries());
+    }
+}
+
+/// A server without a useful answer costs neither the answer of another one nor a slow answer.
+#[test]
+fn each_name_server_is_heard() {
+    let (origins, port) = origins::<1>();
+    let ip = origins[0].address.ip();
+    let answer = DnsAnswer::Records(60, vec![DnsRecord::Address(ip)]);
+    for others in [DnsAnswer::Silence, DnsAnswer::ServerFailure] {
+        for useful in [answer.clone(), DnsAnswer::Late(Duration::from_millis(700), ip)] {
+            for position in 0..4 {
+                let servers = [(); 4].map(|()| DnsServer::start());
+                servers.iter().for_each(|server| server.set(NAME, others.clone()));
+                servers[position].set(NAME, useful.clone());
+                let config = config(&servers[0], &format!("http://{NAME}:{port}"), "")
+                    .replace(&servers[0].section(), &section(&servers.each_ref(), "1500ms"));
+                let gateway = Gateway::start(&config);
+                let is_known = || gateway.get("/", &[]).status == 200;
+                wait_for(|| is_known() || !gateway.process.stderr.events("lookup_failed").is_empty(), STEP_TIMEOUT);
+                assert!(is_known(), "{others:?} {useful:?} {position}");
+            }
+        }
+    }
+}
+
+/// One lookup ends at its limit, and a new one begins a second later.
+#[test]
+fn lookup_without_an_answer_ends_at_its_limit() {
+    let dns = DnsServer::start();
+    dns.set(NAME, DnsAnswer::Silence);
+    let started = Instant::now();
+    let gateway = Gateway::start(&config(&dns, &format!("http://{NAME}:80"), ""));
+    wait_for(|| !gateway.process.stderr.events("lookup_failed").is_empty(), STEP_TIMEOUT);
+    let event = &gateway.process.stderr.events("lookup_failed")[0];
+    assert!(event.to_string().contains("no answer in time"), "{event}");
+    assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());
+    assert!((4..=20).contains(&dns.queries()), "{}", dns.queries());
 }
 
 #[test]

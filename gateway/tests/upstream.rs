@@ -293,6 +293,66 @@ fn interim_responses_do_not_end_the_exchange() {
     }
 }
 
+/// WebDAV (102) and uploads (104) report progress by them, in any number (RFC 9110 section 15.2).
+#[test]
+fn interim_responses_are_passed_on_in_any_number() {
+    let origin = Origin::start(|request| {
+        let (status, count) = request.target[1..].split_once('/').expect("a status and a number");
+        let one = |number: usize| format!("HTTP/1.1 {status} X\r\nUpload-Offset: {number}\r\n\r\n");
+        let count: usize = count.parse().expect("a number");
+        (0..count).fold(Script::new(), |script, number| script.send(one(number))).head(200, &[("Content-Length", "0")])
+    });
+    let gateway = plain(&origin);
+    let mut client = gateway.connect();
+    for status in [102, 103, 104] {
+        for count in [1, 9, 60] {
+            client.send_get(&format!("/{status}/{count}"), &[]);
+            let mut head = client.read_head();
+            let mut passed = 0;
+            while head.status == status {
+                assert_eq!(head.field("upload-offset"), Some(&*passed.to_string()));
+                passed += 1;
+                head = client.read_head();
+            }
+            assert_eq!((head.status, passed), (200, count), "{status}");
+        }
+    }
+    client.send_get("/100/60", &[]);
+    assert_eq!(client.read_head().status, 200, "100 Continue is the gateway's own");
+}
+
+/// The gateway does not keep them: a client can do without them.
+#[test]
+fn interim_responses_that_a_client_does_not_take_are_discarded() {
+    const COUNT: usize = 450;
+    let large = format!("HTTP/1.1 102 X\r\nX-Large: {}\r\n\r\n", "a".repeat(60 << 10));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound port");
+    let is_sent = Arc::new(AtomicBool::new(false));
+    let sent = Arc::clone(&is_sent);
+    std::thread::spawn(move || {
+        let (mut connection, _) = listener.accept().expect("the connection of the gateway");
+        assert!(connection.read(&mut [0; 4096]).expect("a request") > 0);
+        (0..COUNT).for_each(|_| connection.write_all(large.as_bytes()).expect("a gateway that reads"));
+        sent.store(true, Ordering::SeqCst);
+        connection.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").expect("a gateway that reads");
+        // Until the gateway closes.
+        drop(connection.read(&mut [0; 1]));
+    });
+    let gateway = Gateway::start(&upstream(&[address], ""));
+    let mut client = gateway.connect();
+    client.send_get("/", &[]);
+    wait_for(|| is_sent.load(Ordering::SeqCst), STEP_TIMEOUT);
+    let mut passed = 0;
+    let mut head = client.read_head();
+    while head.status == 102 {
+        passed += 1;
+        head = client.read_head();
+    }
+    assert_eq!(head.status, 200);
+    assert!((1..COUNT).contains(&passed), "{passed}");
+}
+
 #[test]
 fn closed_idle_connection_is_replaced_for_get_and_not_for_post() {
     let origin = Origin::start(|request| match (request.number, request.connection) {

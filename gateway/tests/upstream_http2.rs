@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
 use rustls::ServerConfig;
 
-use support::frames::{DATA, END_HEADERS, END_STREAM, Frame, FrameClient, HEADERS, PING, SETTINGS, head_block};
+use support::frames::{DATA, END_HEADERS, END_STREAM, Frame, FrameClient, GOAWAY, HEADERS, PING, SETTINGS, head_block};
 use support::h2_origin::{H2Origin, H2OriginOptions, H2Stream};
 use support::tls::{LISTEN_TLS, write_certificate};
 use support::tls_origin::Authority;
@@ -536,6 +536,114 @@ fn malformed_responses_are_refused() {
     let gateway = Gateway::start(&config(&h2c(address), "", ""));
     let response = gateway.get("/", &[]);
     assert_eq!((response.status, response.field("proxy-status")), (502, Some("tidegate; error=http_protocol_error")));
+}
+
+/// A server of HTTP/2 that sends `settings` at the beginning of each connection, and answers each
+/// request with the frames that `respond` has for its stream.
+fn frame_origin(settings: Vec<u8>, respond: impl Fn(u32) -> Vec<u8> + Send + Sync + 'static) -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("a bound port");
+    let respond = Arc::new(respond);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let (settings, respond) = (settings.clone(), Arc::clone(&respond));
+            std::thread::spawn(move || -> std::io::Result<()> {
+                stream.write_all(&settings)?;
+                stream.read_exact(&mut [0; 24])?;
+                loop {
+                    let mut head = [0; 9];
+                    stream.read_exact(&mut head)?;
+                    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                    stream.read_exact(&mut vec![0; length as usize])?;
+                    let id = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+                    match head[3] {
+                        SETTINGS if head[4] == 0 => stream.write_all(&Frame::new(SETTINGS, 1, 0).bytes())?,
+                        HEADERS => stream.write_all(&respond(id))?,
+                        _ => {}
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+fn head_frame(stream: u32, flags: u8, fields: &[(&str, &str)]) -> Vec<u8> {
+    Frame::new(HEADERS, END_HEADERS | flags, stream).with(head_block(fields)).bytes()
+}
+
+/// RFC 9113 sections 8.2 and 8.3.
+#[test]
+fn response_heads_with_fields_that_http2_does_not_have_are_malformed() {
+    const HEADS: [&[(&str, &str)]; 11] = [
+        &[("x-a", "1")],
+        &[(":status", "200"), (":status", "200")],
+        &[(":status", "200"), (":status", "404")],
+        &[("x-a", "1"), (":status", "200")],
+        &[(":status", "200"), ("X-A", "1")],
+        &[(":status", "200"), ("connection", "close")],
+        &[(":status", "200"), ("keep-alive", "timeout=5")],
+        &[(":status", "200"), ("transfer-encoding", "chunked")],
+        &[(":status", "200"), ("upgrade", "websocket")],
+        &[(":status", "200"), ("te", "trailers")],
+        &[(":status", "200"), ("te", "gzip")],
+    ];
+    for head in HEADS {
+        let address = frame_origin(Frame::new(SETTINGS, 0, 0).bytes(), |id| head_frame(id, END_STREAM, head));
+        let gateway = Gateway::start(&config(&h2c(address), "", ""));
+        let response = gateway.get("/", &[]);
+        let status = response.field("proxy-status");
+        assert_eq!((response.status, status), (502, Some("tidegate; error=http_protocol_error")), "{head:?}");
+    }
+}
+
+/// The library drops them: no client gets them.
+#[test]
+fn pseudo_fields_of_requests_are_in_no_response() {
+    let address = frame_origin(Frame::new(SETTINGS, 0, 0).bytes(), |id| {
+        let head = [(":status", "200"), (":path", "/x"), (":authority", "other.test"), ("x-a", "1")];
+        let trailers = [(":status", "404"), (":path", "/x"), ("x-b", "2")];
+        let body = Frame::new(DATA, 0, id).with("ok").bytes();
+        [head_frame(id, 0, &head), body, head_frame(id, END_STREAM, &trailers)].concat()
+    });
+    let gateway = Gateway::start(&config(&h2c(address), "", ""));
+    let mut client = gateway.connect();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n");
+    let response = String::from_utf8_lossy(&client.read_to_end()).into_owned();
+    assert!(response.starts_with("HTTP/1.1 200") && response.contains("x-a: 1") && response.contains("x-b: 2"));
+    assert!(!response.contains("/x") && !response.contains("other.test") && !response.contains("404"), "{response}");
+}
+
+/// Connecting worked: the failure is not that of an endpoint where nothing listens.
+#[test]
+fn server_that_allows_no_exchange_has_ended_the_connection() {
+    let no_streams = Frame::new(SETTINGS, 0, 0).with([0, 3, 0, 0, 0, 0]).bytes();
+    let goaway = [Frame::new(SETTINGS, 0, 0).bytes(), Frame::new(GOAWAY, 0, 0).with([0; 8]).bytes()].concat();
+    for settings in [no_streams, goaway] {
+        let address = frame_origin(settings, |_| Vec::new());
+        let gateway = Gateway::start(&config(&h2c(address), "timeout = \"2s\"", ""));
+        let response = gateway.request("POST", "/", &[], b"x");
+        let status = response.field("proxy-status").map(str::to_owned);
+        assert_eq!((response.status, status.as_deref()), (503, Some("tidegate; error=connection_terminated")));
+        assert_eq!(gateway.process.stderr.events("upstream_failed")[0]["kind"], "no_response");
+    }
+}
+
+#[test]
+fn interim_responses_pass_in_any_number() {
+    const COUNT: usize = 60;
+    let origin = H2Origin::start(H2OriginOptions::default(), |mut stream| async move {
+        for _ in 0..COUNT {
+            let progress = Response::builder().status(102).body(()).expect("a response");
+            stream.respond.send_informational(progress).expect("an open stream");
+        }
+        stream.reply(200, "done");
+    });
+    let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
+    let mut client = gateway.connect();
+    client.send_get("/", &[]);
+    let passed = (0..COUNT).filter(|_| client.read_head().status == 102).count();
+    assert_eq!((passed, client.read_response().status), (COUNT, 200));
 }
 
 #[test]

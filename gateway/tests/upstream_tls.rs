@@ -151,7 +151,7 @@ fn handshakes_that_fail_otherwise_have_their_own_reasons() {
         (PLAIN, "tls_protocol", "protocol", ("upstream_tls_protocol", 502), "tls_protocol_error"),
         (OLD, "tls_alert", "alert", ("upstream_tls_alert", 502), "tls_alert_received"),
         // It may be overloaded, or restart.
-        (&b""[..], "tls_closed", "closed", ("connect", 503), "connection_refused"),
+        (&b""[..], "tls_closed", "closed", ("no_response", 503), "connection_terminated"),
     ] {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound port");
@@ -228,6 +228,43 @@ fn client_certificate_is_sent_where_the_upstream_asks_for_it() {
         let tls = format!("{VERIFIED}, cert = \"client.pem\", key = \"client.key\"");
         let with = Gateway::start_in(dir, &config(origin.address, &tls));
         assert_eq!(with.request("POST", "/", &[], b"x").status, 200, "TLS 1.2 only: {tls12_only}");
+    }
+}
+
+/// Over TLS 1.2, OpenSSL ends a handshake without a certificate with the alert `handshake_failure`.
+#[test]
+fn client_certificate_that_is_missing_is_named_although_the_alert_does_not() {
+    const ALERT: [u8; 6] = [21, 3, 3, 0, 2, 2];
+    const HANDSHAKE_FAILURE: u8 = 40;
+    let (authority, clients) = (Authority::new("ours"), Authority::new("clients"));
+    for (client_ca, kind) in [(Some(&clients), "client_certificate"), (None, "tls_alert")] {
+        let options = TlsOriginOptions { client_ca, tls12_only: true, ..TlsOriginOptions::default() };
+        let origin = TlsOrigin::start(authority.sign(NAME, |_| {}), &options);
+        let server = origin.address;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound port");
+        std::thread::spawn(move || {
+            for mut client in listener.incoming().flatten() {
+                if kind == "tls_alert" {
+                    drop(client.read(&mut [0; 4096]));
+                    drop(client.write_all(&[&ALERT[..], &[HANDSHAKE_FAILURE]].concat()));
+                    continue;
+                }
+                let mut server = std::net::TcpStream::connect(server).expect("the origin");
+                let (mut from, mut to) = (client.try_clone().expect("a handle"), server.try_clone().expect("a handle"));
+                std::thread::spawn(move || drop(std::io::copy(&mut from, &mut to)));
+                let mut bytes = [0; 16 << 10];
+                while let Ok(count @ 1..) = server.read(&mut bytes) {
+                    if bytes[..count - 1].ends_with(&ALERT) {
+                        bytes[count - 1] = HANDSHAKE_FAILURE;
+                    }
+                    drop(client.write_all(&bytes[..count]));
+                }
+            }
+        });
+        let gateway = gateway(&authority, address, VERIFIED);
+        assert_eq!(gateway.request("POST", "/", &[], b"x").status, 502, "{kind}");
+        assert_eq!(failure_kind(&gateway), kind);
     }
 }
 

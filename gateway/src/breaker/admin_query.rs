@@ -51,6 +51,8 @@ pub(crate) enum BreakerQueryError {
     SharedBreaker { route: String, upstream: String },
     #[error("no route uses an upstream `{0}`")]
     UnknownUpstream(String),
+    #[error("no state is set for `{0}`: there is nothing to end")]
+    NoState(String),
     #[error("`{0}` is not the name of a node; omit `node` for all nodes")]
     InvalidNode(String),
     #[error("the fleet has no node `{node}`; its nodes: {nodes}")]

@@ -1,16 +1,20 @@
 //! Addresses from DNS (A, AAAA and SRV records) and from the file of hosts.
 //!
 //! Both families of a name are looked up at the same time. A family whose lookup fails keeps its
-//! last addresses; a name without records of one family has none of it. Each step of a lookup ends
-//! before the limit, so that one family or server without an answer does not cost the others.
+//! last addresses; a name without records of one family has none of it.
+//!
+//! A lookup with all its steps ends at the limit. An answer counts however late it comes until
+//! then: queries stay open while the same server is asked again, and while others are asked. The
+//! answers that have come by then are used, so that a family or a host without one does not cost
+//! the others.
 
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Poll, ready};
 use std::time::{Duration, Instant};
 
 use hickory_resolver::Hosts;
@@ -21,7 +25,7 @@ use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::op::Query;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
-use tokio::time::timeout;
+use tokio::time::{Instant as TimerInstant, sleep_until};
 
 use super::{EndpointSource, LookupError, SourceAnswer, TARGETS_MAX};
 use crate::endpoint::{EndpointAddress, EndpointTarget};
@@ -46,8 +50,14 @@ impl Default for DnsConfig {
 const SYSTEM_FILE: &str = "/etc/resolv.conf";
 /// How long addresses from the file of hosts are used before the file is read again.
 const HOSTS_TTL: Duration = Duration::from_secs(5);
-/// The part of the time left that one step of a lookup may take.
-const STEP_SHARE: f64 = 0.6;
+/// How often each server is asked in one step of a lookup, the first time at its beginning and the
+/// others evenly within its time. A query consists of up to three transmissions, a third of a
+/// second apart, each of which holds a socket until there is an answer.
+const QUERIES_PER_SERVER: u32 = 2;
+/// The longest time after which the next server is asked too: that of a retransmission.
+const NEXT_SERVER_DELAY: Duration = Duration::from_millis(333);
+/// Time of a source on top of that of its lookup: the lookup ends by itself, with what it has.
+const SOURCE_GRACE: Duration = Duration::from_secs(1);
 /// Most servers of one service whose names are looked up.
 const SERVICE_HOSTS_MAX: usize = 64;
 
@@ -55,8 +65,8 @@ const SERVICE_HOSTS_MAX: usize = 64;
 /// system's file takes effect with the next lookup.
 pub(crate) struct NameResolver {
     config: DnsConfig,
-    /// The resolver, with the content of the file that it was built from.
-    current: Mutex<Option<(String, TokioResolver)>>,
+    /// The resolvers, with the content of the file that they were built from.
+    current: Mutex<Option<(String, Rc<[TokioResolver]>)>>,
 }
 
 /// The addresses of one family, and for how long they are valid.
@@ -84,24 +94,26 @@ impl NameResolver {
         &self.config
     }
 
-    fn resolver(&self) -> Result<TokioResolver, LookupError> {
+    /// The resolvers in the order in which they are asked: one for each query of each server,
+    /// because a resolver joins equal queries.
+    fn resolvers(&self) -> Result<Rc<[TokioResolver]>, LookupError> {
         let file = if self.config.servers.is_empty() {
             std::fs::read_to_string(SYSTEM_FILE).unwrap_or_default()
         } else {
             String::new()
         };
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((built_from, resolver)) = &*current
+        if let Some((built_from, resolvers)) = &*current
             && *built_from == file
         {
-            return Ok(resolver.clone());
+            return Ok(Rc::clone(resolvers));
         }
-        let resolver = self.build(&file).map_err(|error| LookupError::Config(error.to_string()))?;
-        *current = Some((file, resolver.clone()));
-        Ok(resolver)
+        let resolvers = self.build(&file).map_err(|error| LookupError::Config(error.to_string()))?;
+        *current = Some((file, Rc::clone(&resolvers)));
+        Ok(resolvers)
     }
 
-    fn build(&self, file: &str) -> Result<TokioResolver, NetError> {
+    fn build(&self, file: &str) -> Result<Rc<[TokioResolver]>, NetError> {
         let parsed = resolv_conf::Config::parse(file).map_err(|error| NetError::Msg(error.to_string()))?;
         let mut servers = self.config.servers.clone();
         if servers.is_empty() {
@@ -117,30 +129,68 @@ impl NameResolver {
             server.connections.iter_mut().for_each(|connection| connection.port = address.port());
             server
         };
-        let search = parsed.get_last_search_or_domain().filter_map(|domain| Name::from_utf8(domain).ok()).collect();
-        let config = ResolverConfig::from_parts(None, search, servers.iter().map(server).collect());
+        let search = parsed.get_last_search_or_domain().filter_map(|domain| Name::from_utf8(domain).ok());
+        let search: Vec<_> = search.collect();
         let mut options = ResolverOpts::default();
         options.ndots = usize::try_from(parsed.ndots).unwrap_or(1);
-        // Two attempts fit into the first step of a lookup.
-        options.timeout = self.config.timeout.mul_f64(STEP_SHARE / 2.0);
+        // A server is heard until the lookup ends, which ends its queries.
+        options.timeout = self.config.timeout + SOURCE_GRACE;
         options.attempts = 1;
         // The sources ask when an answer has expired.
         options.cache_size = 0;
         options.use_hosts_file = ResolveHosts::Never;
-        let provider = TokioRuntimeProvider::default();
-        TokioResolver::builder_with_config(config, provider).with_options(options).build()
+        let resolver = |address: &SocketAddr| {
+            let config = ResolverConfig::from_parts(None, search.clone(), vec![server(address)]);
+            let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+            builder.with_options(options.clone()).build()
+        };
+        (0..QUERIES_PER_SERVER).flat_map(|_| servers.iter().map(resolver)).collect()
     }
 
     /// The records of one kind; `None` if the name has none. `started` is the start of the lookup
     /// that this is a step of.
     async fn records(&self, name: &Name, kind: RecordType, started: Instant) -> Result<Option<Lookup>, LookupError> {
-        let step = self.config.timeout.saturating_sub(started.elapsed()).mul_f64(STEP_SHARE);
-        match timeout(step, self.resolver()?.lookup(name.clone(), kind)).await {
-            Ok(Ok(lookup)) => Ok(Some(lookup)),
-            Ok(Err(error)) if error.is_no_records_found() => Ok(None),
-            Ok(Err(error)) => Err(server_error(error)),
-            Err(_) => Err(LookupError::Timeout),
-        }
+        let resolvers = self.resolvers()?;
+        let left = self.config.timeout.saturating_sub(started.elapsed());
+        let schedule = QuerySchedule::new(resolvers.len(), left);
+        let query = |at: usize| Box::pin(resolvers[at].lookup(name.clone(), kind));
+        let mut open = vec![query(0)];
+        let mut asked = 1;
+        let mut failure = LookupError::Timeout;
+        let mut alarm = pin!(sleep_until(schedule.next_at(asked)));
+        poll_fn(|cx| {
+            loop {
+                let mut has_failed = false;
+                let mut at = 0;
+                while let Some(query) = open.get_mut(at) {
+                    match query.as_mut().poll(cx) {
+                        Poll::Pending => at += 1,
+                        Poll::Ready(Ok(lookup)) => return Poll::Ready(Ok(Some(lookup))),
+                        Poll::Ready(Err(error)) if error.is_no_records_found() => return Poll::Ready(Ok(None)),
+                        Poll::Ready(Err(error)) => {
+                            failure = server_error(error);
+                            has_failed = true;
+                            drop(open.swap_remove(at));
+                        }
+                    }
+                }
+                // No server is asked again because of a failure.
+                let is_next_due = has_failed && asked < schedule.servers;
+                if open.is_empty() && !is_next_due {
+                    return Poll::Ready(Err(take_failure(&mut failure)));
+                }
+                if !is_next_due {
+                    ready!(alarm.as_mut().poll(cx));
+                    if asked == resolvers.len() {
+                        return Poll::Ready(Err(take_failure(&mut failure)));
+                    }
+                }
+                open.push(query(asked));
+                asked += 1;
+                alarm.as_mut().reset(schedule.next_at(asked));
+            }
+        })
+        .await
     }
 
     /// The addresses of one family; `None` if the name has none.
@@ -186,6 +236,36 @@ impl NameResolver {
     }
 }
 
+/// When the queries of one step of a lookup begin, and when it ends.
+struct QuerySchedule {
+    servers: usize,
+    queries: usize,
+    started: TimerInstant,
+    limit: Duration,
+}
+
+impl QuerySchedule {
+    fn new(queries: usize, limit: Duration) -> Self {
+        let servers = queries / QUERIES_PER_SERVER as usize;
+        QuerySchedule { servers, queries, started: TimerInstant::now(), limit }
+    }
+
+    /// When the query of that number begins, or the step ends.
+    fn next_at(&self, number: usize) -> TimerInstant {
+        if number >= self.queries {
+            return self.started + self.limit;
+        }
+        let round = self.limit / QUERIES_PER_SERVER;
+        let part = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let delay = NEXT_SERVER_DELAY.min(round / part(self.servers));
+        self.started + round * part(number / self.servers) + delay * part(number % self.servers)
+    }
+}
+
+fn take_failure(failure: &mut LookupError) -> LookupError {
+    std::mem::replace(failure, LookupError::Timeout)
+}
+
 fn server_error(error: NetError) -> LookupError {
     match error {
         NetError::Timeout => LookupError::Timeout,
@@ -220,9 +300,9 @@ impl DnsSource {
         DnsSource { resolver, origin, hosts: HostAddresses::default() }
     }
 
-    /// The limit of one lookup, with all its queries.
+    /// The longest time of one lookup.
     pub(super) fn limit(&self) -> Duration {
-        self.resolver.config.timeout
+        self.resolver.config.timeout + SOURCE_GRACE
     }
 
     async fn service(&mut self, name: &Name) -> Result<SourceAnswer, LookupError> {

@@ -13,8 +13,11 @@ use super::tls_fault::TlsFault;
 use crate::label;
 use crate::metrics::Label as _;
 
-/// Maximum interim (1xx) responses before the final response.
-pub(super) const INTERIM_MAX: usize = 8;
+/// Maximum interim (1xx) responses before the final response. A server may send any number (RFC
+/// 9110 section 15.2), and reports progress by them (102, 104): this is one a second for eight
+/// minutes. More, within the time for the head, are those of a server in a loop, each of which
+/// costs as much as a response. Their memory is bounded where they wait.
+pub(super) const INTERIM_MAX: usize = 500;
 /// A client that has sent nothing of its body for this long has stopped: more than a round trip
 /// with a retransmission takes on a slow network, less than servers wait for a body.
 pub(super) const CLIENT_STOPPED: Duration = Duration::from_millis(500);
@@ -24,6 +27,10 @@ pub(super) const CLIENT_STOPPED: Duration = Duration::from_millis(500);
 pub(crate) enum UpstreamConnectionError {
     #[error("connection refused or unreachable")]
     Connect(#[source] io::Error),
+    /// The connection was opened and has ended before it could carry a request, or the server
+    /// allows no exchange on it.
+    #[error("closed before a request")]
+    Ended(#[source] io::Error),
     /// No endpoint has an address: its name is not resolved.
     #[error("no address is known")]
     NoAddress,
@@ -91,7 +98,7 @@ impl UpstreamConnectionError {
             UpstreamConnectionError::NoAddress => AttemptErrorClass::NoAddress,
             UpstreamConnectionError::NoEndpoints => AttemptErrorClass::NoEndpoints,
             UpstreamConnectionError::Tls(..) => AttemptErrorClass::Tls,
-            UpstreamConnectionError::NoResponse(_) => AttemptErrorClass::NoResponse,
+            UpstreamConnectionError::Ended(_) | UpstreamConnectionError::NoResponse(_) => AttemptErrorClass::NoResponse,
             UpstreamConnectionError::Refused(_) => AttemptErrorClass::Refused,
             UpstreamConnectionError::Reset(_) => AttemptErrorClass::Reset,
             UpstreamConnectionError::Io(_) => AttemptErrorClass::Truncated,
@@ -108,6 +115,7 @@ impl UpstreamConnectionError {
     pub(crate) fn blame(&self) -> Blame {
         match self {
             UpstreamConnectionError::Connect(_)
+            | UpstreamConnectionError::Ended(_)
             | UpstreamConnectionError::NoAddress
             | UpstreamConnectionError::NoEndpoints
             | UpstreamConnectionError::Tls(..)

@@ -207,10 +207,16 @@ pub struct TrustedForwarding {
 /// section 15.2).
 ///
 /// A clone has no queue and discards what is pushed: requests are cloned for fetches that other
-/// clients share or no client awaits. A fetch of the same exchange gets the queue by `share`. The
-/// upstream connection bounds the number of interim responses of one exchange.
+/// clients share or no client awaits. A fetch of the same exchange gets the queue by `share`. A
+/// response for which the queue has no room is discarded: a client can do without it. The upstream
+/// connection bounds the number of interim responses of one exchange.
 #[derive(Debug)]
 pub struct InterimResponses(Option<Rc<RefCell<Vec<Response>>>>);
+
+/// Bytes of interim responses above which the queue of an exchange takes no further ones: as many
+/// as one response head may have. The client's connection empties the queue after each step of the
+/// upstream's.
+const INTERIM_QUEUE_BYTES_MAX: usize = 64 << 10;
 
 impl Default for InterimResponses {
     fn default() -> Self {
@@ -230,9 +236,13 @@ impl InterimResponses {
         InterimResponses(self.0.clone())
     }
 
+    /// Appends a response, if there is room. A client waits for 100 Continue, which comes once.
     pub(crate) fn push(&self, response: Response) {
-        if let Some(queue) = &self.0 {
-            queue.borrow_mut().push(response);
+        let Some(queue) = &self.0 else { return };
+        let mut queue = queue.borrow_mut();
+        let bytes: usize = queue.iter().map(|queued| size_of::<Response>() + queued.fields.heap_bytes()).sum();
+        if bytes < INTERIM_QUEUE_BYTES_MAX || response.status == StatusCode::CONTINUE {
+            queue.push(response);
         }
     }
 

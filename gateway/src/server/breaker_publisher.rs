@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use shard::{NamedOverride, OverrideRequest};
+use tokio::time::timeout;
 
 use super::breakers;
 use super::state::{ACKNOWLEDGEMENT_TIMEOUT, SharedState, check_node};
@@ -157,11 +158,33 @@ impl BreakerPublisher {
         states.max().unwrap_or_default().max(UNKNOWN_STATE_DURATION)
     }
 
+    /// Whether a state is set for the target that may be ended: on this node, or on another one,
+    /// whose own states are known there alone.
+    async fn may_have_state(&self, target: &BreakerTarget, node: Option<&str>) -> bool {
+        let is_known = {
+            let (now, overrides, ended) = (Instant::now(), self.shared.bus.overrides(), self.ended.borrow());
+            let active: Vec<_> = overrides.iter().filter_map(|active| ActiveState::of(active, now)).collect();
+            let is_set = |state: &ActiveState| !state.is_ended(&active) && !ended.contains(state);
+            active.iter().any(|state| state.target == *target && is_set(state))
+        };
+        let own = self.shared.config.load().server.node.clone();
+        if is_known || node.is_some_and(|node| node != own) {
+            return true;
+        }
+        if node.is_some() {
+            return false;
+        }
+        match timeout(ACKNOWLEDGEMENT_TIMEOUT, self.shared.bus.nodes()).await {
+            Ok(nodes) => !nodes.is_complete || nodes.names.iter().any(|name| *name != own),
+            Err(_) => true,
+        }
+    }
+
     /// Replies to a query. A state is published to the nodes it is for; the reply lists the nodes
     /// that have not acknowledged it in time.
     ///
     /// # Errors
-    /// There is no such breaker on this node, or no such node.
+    /// There is no such breaker on this node, no such node, or no state that could be ended.
     pub(super) async fn query(&self, query: BreakerQuery) -> Result<AdminReply, BreakerQueryError> {
         let BreakerQuery::Set { target, change, node } = query else {
             let value = breakers::query(&self.shared.snapshot.load(), &query)?;
@@ -175,6 +198,9 @@ impl BreakerPublisher {
             && let Err(nodes) = check_node(&self.shared, node).await
         {
             return Err(BreakerQueryError::UnknownNode { node: node.clone(), nodes });
+        }
+        if change == BreakerStateChange::Judge && !self.may_have_state(&target, node.as_deref()).await {
+            return Err(BreakerQueryError::NoState(target.to_string()));
         }
         let (name, duration) = (bus_name(&target, node.as_deref()), self.duration(change, &target));
         let request = OverrideRequest { name: &name, text: change.to_text(), duration, node: node.as_deref() };

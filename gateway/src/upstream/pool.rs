@@ -209,7 +209,7 @@ fn begin_on(key: &ConnectionKey, connection: NewUpstreamConnection) -> Option<Up
 }
 
 fn ended() -> UpstreamConnectionError {
-    UpstreamConnectionError::Connect(io::ErrorKind::ConnectionAborted.into())
+    UpstreamConnectionError::Ended(io::ErrorKind::ConnectionAborted.into())
 }
 
 /// A failure for another request that waited for the same connection.
@@ -217,6 +217,7 @@ fn same_failure(error: &UpstreamConnectionError) -> UpstreamConnectionError {
     match error {
         UpstreamConnectionError::Tls(fault, error) => UpstreamConnectionError::Tls(*fault, same_error(error)),
         UpstreamConnectionError::Connect(error) => UpstreamConnectionError::Connect(same_error(error)),
+        UpstreamConnectionError::Ended(error) => UpstreamConnectionError::Ended(same_error(error)),
         _ => UpstreamConnectionError::Connect(io::ErrorKind::NotConnected.into()),
     }
 }

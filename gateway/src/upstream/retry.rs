@@ -92,7 +92,7 @@ pub(super) struct FailedAttempt {
 /// A failure as retries tell it from others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AttemptFailure {
-    /// No connection was opened.
+    /// No connection was opened that can carry a request.
     Connect,
     /// The server has said that it did not process the request.
     Refused,
@@ -108,6 +108,7 @@ impl AttemptFailure {
     pub(super) fn of(error: &UpstreamConnectionError) -> Self {
         match error {
             UpstreamConnectionError::Connect(_)
+            | UpstreamConnectionError::Ended(_)
             | UpstreamConnectionError::Tls(TlsFault::Closed, _)
             | UpstreamConnectionError::NoAddress
             | UpstreamConnectionError::Timeout(ExchangeTimeout::UpstreamConnect) => AttemptFailure::Connect,

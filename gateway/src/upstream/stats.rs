@@ -45,6 +45,7 @@ impl UpstreamResult {
         match error {
             _ if error.blame() != Blame::Upstream => UpstreamResult::Cancelled,
             UpstreamConnectionError::Connect(_)
+            | UpstreamConnectionError::Ended(_)
             | UpstreamConnectionError::NoAddress
             | UpstreamConnectionError::NoEndpoints
             | UpstreamConnectionError::Tls(..) => UpstreamResult::Connect,

@@ -1,6 +1,6 @@
 //! A name server over UDP whose records a test changes while it runs.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -33,12 +33,17 @@ pub enum DnsAnswer {
     OnlyRecords(u32, Vec<DnsRecord>),
     /// No answer at all.
     Silence,
+    /// An address with a TTL of one second, that long after the first query for the name. Later
+    /// queries get no answer.
+    Late(Duration, IpAddr),
 }
 
 #[derive(Default)]
 struct Shared {
     answers: Mutex<HashMap<String, DnsAnswer>>,
     queries: AtomicUsize,
+    /// The names and kinds of queries that get a late answer.
+    answered_late: Mutex<HashSet<(String, u16)>>,
     is_stopped: AtomicBool,
 }
 
@@ -59,8 +64,16 @@ impl DnsServer {
             let mut query = [0; 1_500];
             while !serving.is_stopped.load(Ordering::SeqCst) {
                 let Ok((length, peer)) = socket.recv_from(&mut query) else { continue };
-                if let Some(response) = respond(&serving, &query[..length]) {
-                    drop(socket.send_to(&response, peer));
+                let Some((delay, response)) = respond(&serving, &query[..length]) else { continue };
+                let reply = socket.try_clone().expect("a second handle of the socket");
+                let send = move || drop(reply.send_to(&response, peer));
+                if delay.is_zero() {
+                    send();
+                } else {
+                    std::thread::spawn(move || {
+                        std::thread::sleep(delay);
+                        send();
+                    });
                 }
             }
         });
@@ -85,8 +98,14 @@ impl DnsServer {
 
     /// A `[dns]` section with this server.
     pub fn section(&self) -> String {
-        format!("[dns]\nservers = [\"{}\"]\ntimeout = \"1s\"\n", self.address)
+        section(&[self], "1s")
     }
+}
+
+/// A `[dns]` section with these servers, in that order.
+pub fn section(servers: &[&DnsServer], timeout: &str) -> String {
+    let servers: Vec<String> = servers.iter().map(|server| format!("\"{}\"", server.address)).collect();
+    format!("[dns]\nservers = [{}]\ntimeout = \"{timeout}\"\n", servers.join(", "))
 }
 
 impl Drop for DnsServer {
@@ -95,14 +114,21 @@ impl Drop for DnsServer {
     }
 }
 
-/// The response to a query, `None` if there is to be none (RFC 1035 section 4).
-fn respond(shared: &Shared, query: &[u8]) -> Option<Vec<u8>> {
+/// The response to a query and its delay, `None` if there is to be none (RFC 1035 section 4).
+fn respond(shared: &Shared, query: &[u8]) -> Option<(Duration, Vec<u8>)> {
     let (name, end) = read_name(query, 12)?;
     let kind = u16::from_be_bytes([*query.get(end)?, *query.get(end + 1)?]);
     shared.queries.fetch_add(1, Ordering::SeqCst);
     let answer = lock(&shared.answers).get(&name.to_ascii_lowercase()).cloned();
     let is_partial = matches!(answer, Some(DnsAnswer::OnlyRecords(..)));
+    let delay = if let Some(DnsAnswer::Late(delay, _)) = answer { delay } else { Duration::ZERO };
     let (code, ttl, records) = match answer {
+        Some(DnsAnswer::Late(_, ip)) => {
+            if !lock(&shared.answered_late).insert((name, kind)) {
+                return None;
+            }
+            (0, 1, vec![DnsRecord::Address(ip)])
+        }
         Some(DnsAnswer::Silence) => return None,
         Some(DnsAnswer::ServerFailure) => (SERVER_FAILURE, 0, Vec::new()),
         Some(DnsAnswer::Records(ttl, records) | DnsAnswer::OnlyRecords(ttl, records)) => (0, ttl, records),
@@ -133,7 +159,7 @@ fn respond(shared: &Shared, query: &[u8]) -> Option<Vec<u8>> {
         response.extend(u16::try_from(data.len()).expect("short data").to_be_bytes());
         response.extend(data);
     }
-    Some(response)
+    Some((delay, response))
 }
 
 /// The name at `at`, without a dot at its end, and the offset after it.

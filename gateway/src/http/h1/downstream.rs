@@ -56,6 +56,9 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(5);
 const LINGER_READS: usize = 8;
 /// Most bytes that a closing connection discards.
 const LINGER_BYTES_MAX: usize = 64 << 20;
+/// Bytes of interim responses that the client has not taken above which further ones are discarded:
+/// as many as one response head may have.
+const INTERIM_WAITING_MAX: usize = 64 << 10;
 
 /// Result of waiting for a request: bytes arrived, timed out, or closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -662,8 +665,11 @@ impl ResponseWriter<'_> {
     }
 
     /// Sends an interim head. Bytes that the client does not accept now are sent before the
-    /// response.
+    /// response. While too many wait, it is discarded: a client can do without it.
     pub(crate) fn poll_interim(&mut self, cx: &mut Context<'_>, response: &Response) -> Poll<Result<(), SendError>> {
+        if self.writer.head_buffer().len() >= INTERIM_WAITING_MAX {
+            ready!(self.writer.poll_write_prepared(cx, self.io))?;
+        }
         send::push_status_and_fields(self.writer.head_buffer(), response);
         self.writer.head_buffer().extend_from_slice(b"\r\n");
         self.writer.poll_write_prepared(cx, self.io)

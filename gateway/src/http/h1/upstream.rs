@@ -164,10 +164,11 @@ impl Http1UpstreamConnection {
                             self.is_reused = true;
                             return Poll::Ready(Ok(()));
                         }
-                        if response.status == StatusCode::SWITCHING_PROTOCOLS || progress.interim_count > INTERIM_MAX {
-                            return Poll::Ready(Err(UpstreamConnectionError::Malformed(
-                                "unsolicited interim response",
-                            )));
+                        if response.status == StatusCode::SWITCHING_PROTOCOLS {
+                            return Poll::Ready(Err(UpstreamConnectionError::Malformed("unsolicited protocol switch")));
+                        }
+                        if progress.interim_count > INTERIM_MAX {
+                            return Poll::Ready(Err(UpstreamConnectionError::Malformed("too many interim responses")));
                         }
                         // The gateway itself sends 100 Continue, and HTTP/1.0 has no interim
                         // responses.

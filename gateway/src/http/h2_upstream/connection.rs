@@ -94,7 +94,7 @@ impl Http2UpstreamConnection {
     /// thread and closes when the last reference is dropped. Cancel safe.
     ///
     /// # Errors
-    /// `Connect`, or `Tls`, if the stream fails; `Malformed` if the server does not speak HTTP/2.
+    /// `Ended`, or `Tls`, if the stream fails; `Malformed` if the server does not speak HTTP/2.
     pub(crate) async fn open(
         stream: TransportStream,
         scheme: Scheme,
@@ -135,7 +135,7 @@ impl Http2UpstreamConnection {
                 None => {
                     let failure = this.failure.borrow_mut().take();
                     return Err(failure.map_or_else(
-                        || UpstreamConnectionError::Connect(io::ErrorKind::UnexpectedEof.into()),
+                        || UpstreamConnectionError::Ended(io::ErrorKind::UnexpectedEof.into()),
                         connect_error,
                     ));
                 }
@@ -230,7 +230,7 @@ fn connect_error(error: h2::Error) -> UpstreamConnectionError {
     let error = error.into_io().unwrap_or_else(|| io::ErrorKind::InvalidData.into());
     match TlsFault::of(&error) {
         Some(fault) => UpstreamConnectionError::Tls(fault, error),
-        None => UpstreamConnectionError::Connect(error),
+        None => UpstreamConnectionError::Ended(error),
     }
 }
 

@@ -166,6 +166,11 @@ pub(super) fn read_response(
     if headers.len() > FIELDS_MAX {
         return Err("too many fields");
     }
+    // The crate refuses the other fields of a connection, and lets this one pass as in a request
+    // (RFC 9113 section 8.2.2).
+    if headers.contains_key(TE) {
+        return Err("field of a connection");
+    }
     response.status = status;
     response.fields.clear();
     push_all(headers, &mut response.fields);

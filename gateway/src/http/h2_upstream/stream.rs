@@ -225,8 +225,11 @@ impl Http2UpstreamStream {
     fn pass_interim(&mut self, interim: &http::Response<()>, request: &Request) -> Result<(), UpstreamConnectionError> {
         self.interim_count += 1;
         // HTTP/2 has no switch of protocols (RFC 9113 section 8.6).
-        if interim.status() == StatusCode::SWITCHING_PROTOCOLS || self.interim_count > INTERIM_MAX {
-            return Err(UpstreamConnectionError::Malformed("unsolicited interim response"));
+        if interim.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(UpstreamConnectionError::Malformed("unsolicited protocol switch"));
+        }
+        if self.interim_count > INTERIM_MAX {
+            return Err(UpstreamConnectionError::Malformed("too many interim responses"));
         }
         // The gateway itself sends 100 Continue, and HTTP/1.0 has no interim responses.
         if interim.status() != StatusCode::CONTINUE && request.version != HttpVersion::Http10 {
