@@ -14,10 +14,10 @@ use crate::label;
 use crate::metrics::Label as _;
 
 /// Maximum interim (1xx) responses before the final response. A server may send any number (RFC
-/// 9110 section 15.2), and reports progress by them (102, 104): this is one a second for eight
-/// minutes. More, within the time for the head, are those of a server in a loop, each of which
-/// costs as much as a response. Their memory is bounded where they wait.
-pub(super) const INTERIM_MAX: usize = 500;
+/// 9110 section 15.2), and reports progress by them (102, 104): this is one in a tenth of a second
+/// within the default time for the head. More are those of a server in a loop, each of which costs
+/// as much as a response. Their memory is bounded where they wait.
+pub(super) const INTERIM_MAX: usize = 99;
 /// A client that has sent nothing of its body for this long has stopped: more than a round trip
 /// with a retransmission takes on a slow network, less than servers wait for a body.
 pub(super) const CLIENT_STOPPED: Duration = Duration::from_millis(500);
