@@ -462,9 +462,12 @@ fn failure_throttle(route: &str, kind: UpstreamFault) -> usize {
 /// and upstreams come from the configuration, which may have thousands.
 const NAMES_MAX: usize = 64;
 
+/// A name and a kind, once they have a place.
+type ThrottledName = OnceLock<(Box<str>, &'static str)>;
+
 /// A throttle for each name and kind of an event: lines of one do not hide those of another.
 struct NamedThrottles {
-    named: [(OnceLock<(Box<str>, &'static str)>, Throttle); NAMES_MAX],
+    named: [(ThrottledName, Throttle); NAMES_MAX],
     others: Throttle,
 }
 
@@ -475,7 +478,7 @@ impl NamedThrottles {
 
     /// The throttle of a name and a kind, which get the first free place.
     fn of(&'static self, name: &str, kind: &'static str) -> &'static Throttle {
-        let is_own = |place: &OnceLock<(Box<str>, &'static str)>| {
+        let is_own = |place: &ThrottledName| {
             let (own, own_kind) = place.get_or_init(|| (name.into(), kind));
             **own == *name && *own_kind == kind
         };
