@@ -138,7 +138,7 @@ fn stalled_clients_of_a_passed_body_throttle_the_origin() {
     // 64 MiB, of which no reader consumes anything.
     let origin = Origin::start(|_| {
         let head = [("Cache-Control", "max-age=60"), ("Content-Length", "67108864")];
-        (0..64).fold(Script::new().head(200, &head), |script, _| script.send(vec![b'x'; 1 << 20]))
+        Script::new().head(200, &head).fill(64 << 20)
     });
     let gateway = cached(&origin);
     let before = gateway.process.memory();

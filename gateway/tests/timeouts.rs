@@ -257,8 +257,7 @@ fn client_that_stops_in_its_body_gets_408_and_the_clock_of_the_upstream_does_not
 #[test]
 fn client_that_does_not_read_spends_no_time_of_the_upstream() {
     const LENGTH: usize = 32 << 20;
-    let origin =
-        Origin::start(|_| Script::new().head(200, &[("Content-Length", &LENGTH.to_string())]).send(vec![b'x'; LENGTH]));
+    let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", &LENGTH.to_string())]).fill(LENGTH));
     let gateway = Gateway::start(&uncached(origin.address, "timeout = \"300ms\"\nidle_timeout = \"300ms\"", ""));
     let mut client = gateway.connect();
     client.send_get("/", &[]);
@@ -292,8 +291,7 @@ fn total_timeout_ends_a_flowing_exchange_without_blame_of_the_upstream() {
 #[test]
 fn total_timeout_ends_a_body_that_never_has_to_be_waited_for() {
     const LENGTH: usize = 64 << 20;
-    let origin =
-        Origin::start(|_| Script::new().head(200, &[("Content-Length", &LENGTH.to_string())]).send(vec![b'x'; LENGTH]));
+    let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", &LENGTH.to_string())]).fill(LENGTH));
     let gateway = Gateway::start(&uncached(origin.address, "total_timeout = \"500ms\"", ""));
     let mut client = gateway.connect();
     client.send_get("/", &[]);

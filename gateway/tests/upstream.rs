@@ -655,8 +655,7 @@ fn large_responses_are_forwarded_unchanged_with_length_and_chunked() {
 #[test]
 fn slow_client_throttles_the_origin() {
     const LENGTH: usize = 64 << 20;
-    let origin =
-        Origin::start(|_| Script::new().head(200, &[("Content-Length", &LENGTH.to_string())]).send(vec![b'x'; LENGTH]));
+    let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", &LENGTH.to_string())]).fill(LENGTH));
     let gateway = plain(&origin);
     let mut client = gateway.connect();
     client.send_get("/", &[]);

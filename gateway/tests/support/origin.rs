@@ -65,6 +65,7 @@ impl Gate {
 
 enum Step {
     Send(Vec<u8>),
+    Fill(usize),
     Pause(Duration),
     Wait(Gate),
     Close,
@@ -106,6 +107,12 @@ impl Script {
 
     pub fn send(self, bytes: impl AsRef<[u8]>) -> Self {
         self.then(Step::Send(bytes.as_ref().to_vec()))
+    }
+
+    /// Sends `length` bytes `x`. A large body is not built first: fresh memory takes longer on some
+    /// machines than the time in which a test expects the head.
+    pub fn fill(self, length: usize) -> Self {
+        self.then(Step::Fill(length))
     }
 
     pub fn pause(self, time: Duration) -> Self {
@@ -282,6 +289,11 @@ fn serve(shared: &Shared, mut stream: TcpStream, connection: usize) {
             match step {
                 Step::Send(bytes) => {
                     if stream.write_all(&bytes).is_err() {
+                        return lock(&shared.ends).push(Instant::now());
+                    }
+                }
+                Step::Fill(length) => {
+                    if std::io::copy(&mut std::io::repeat(b'x').take(length as u64), &mut stream).is_err() {
                         return lock(&shared.ends).push(Instant::now());
                     }
                 }
