@@ -108,6 +108,52 @@ pub(crate) enum Error {
 }
 
 impl ErrorKind {
+    /// The status of the response, unless a refusal or the route's page has another one.
+    fn status(self) -> StatusCode {
+        match self {
+            ErrorKind::NoRoute => StatusCode::NOT_FOUND,
+            ErrorKind::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            ErrorKind::Forbidden => StatusCode::FORBIDDEN,
+            ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
+            ErrorKind::Limited | ErrorKind::VerificationThrottled | ErrorKind::AuthenticationThrottled => {
+                StatusCode::TOO_MANY_REQUESTS
+            }
+            ErrorKind::BreakerOpen
+            | ErrorKind::ConcurrencyLimit
+            | ErrorKind::NoEndpoints
+            | ErrorKind::SlowReader
+            | ErrorKind::VerificationUnavailable
+            | ErrorKind::AuthenticationBusy => StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Timeout
+            | ErrorKind::TotalTimeout
+            | ErrorKind::ConnectTimeout
+            | ErrorKind::SharedFetchTimeout
+            | ErrorKind::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
+            ErrorKind::Panic => StatusCode::INTERNAL_SERVER_ERROR,
+            // nginx's 499, for the log only: the client has closed the connection.
+            ErrorKind::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+            ErrorKind::ClientBody => StatusCode::BAD_REQUEST,
+            ErrorKind::Connect
+            | ErrorKind::NoAddress
+            | ErrorKind::UpstreamTls
+            | ErrorKind::UpstreamTlsAlert
+            | ErrorKind::UpstreamTlsProtocol
+            | ErrorKind::NoResponse
+            | ErrorKind::Malformed
+            | ErrorKind::Upstream
+            | ErrorKind::NotSwitched => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// Whether a response of the gateway to a request with a route, or without one, can have
+    /// `status`, unless `degrade.status` names it.
+    pub(crate) fn is_answered_with(status: StatusCode) -> bool {
+        // That of `ClientGone` is for the log only.
+        let mut kinds = ErrorKind::ALL.iter().filter(|kind| **kind != ErrorKind::ClientGone);
+        let mut refusals = RequestRefusal::ALL.iter().filter(|refusal| refusal.is_of_body());
+        kinds.any(|kind| kind.status() == status) || refusals.any(|refusal| refusal.status() == status)
+    }
+
     /// The side that is responsible for the failure.
     pub(crate) fn blame(self) -> Blame {
         match self {
@@ -218,39 +264,7 @@ impl Error {
         if let Some(refusal) = self.refusal() {
             return refusal.status();
         }
-        match self.kind() {
-            ErrorKind::NoRoute => StatusCode::NOT_FOUND,
-            ErrorKind::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            ErrorKind::Forbidden => StatusCode::FORBIDDEN,
-            ErrorKind::Unauthorized => StatusCode::UNAUTHORIZED,
-            ErrorKind::Limited | ErrorKind::VerificationThrottled | ErrorKind::AuthenticationThrottled => {
-                StatusCode::TOO_MANY_REQUESTS
-            }
-            ErrorKind::BreakerOpen
-            | ErrorKind::ConcurrencyLimit
-            | ErrorKind::NoEndpoints
-            | ErrorKind::SlowReader
-            | ErrorKind::VerificationUnavailable
-            | ErrorKind::AuthenticationBusy => StatusCode::SERVICE_UNAVAILABLE,
-            ErrorKind::Timeout
-            | ErrorKind::TotalTimeout
-            | ErrorKind::ConnectTimeout
-            | ErrorKind::SharedFetchTimeout
-            | ErrorKind::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
-            ErrorKind::Panic => StatusCode::INTERNAL_SERVER_ERROR,
-            // nginx's 499, for the log only: the client has closed the connection.
-            ErrorKind::ClientGone => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
-            ErrorKind::ClientBody => StatusCode::BAD_REQUEST,
-            ErrorKind::Connect
-            | ErrorKind::NoAddress
-            | ErrorKind::UpstreamTls
-            | ErrorKind::UpstreamTlsAlert
-            | ErrorKind::UpstreamTlsProtocol
-            | ErrorKind::NoResponse
-            | ErrorKind::Malformed
-            | ErrorKind::Upstream
-            | ErrorKind::NotSwitched => StatusCode::BAD_GATEWAY,
-        }
+        self.kind().status()
     }
 
     /// The refusal for a failed request body.

@@ -60,6 +60,7 @@ fn fixed_responses_have_limits_and_need_no_upstream() {
         "[limits.node]\ntier = \"node\"\nrate = \"1/h\"\nburst = 4\n\
          [[routes]]\nname = \"robots\"\nmatch = { path = \"/robots.txt\" }\nlimits = [\"node\"]\n\
          respond = { body = \"User-agent: *\\nDisallow: /\\n\" }\n\
+         [[routes]]\nname = \"reset\"\nmatch = { path = \"/reset\" }\nrespond = { status = 205 }\n\
          [[routes]]\nname = \"down\"\nmatch = { path = \"/*\" }\n\
          respond = { status = 503, body = \"{\\\"down\\\":true}\", content_type = \"application/json\" }\n",
     );
@@ -72,6 +73,8 @@ fn fixed_responses_have_limits_and_need_no_upstream() {
     assert_eq!((head.status, head.field("content-length"), head.body.len()), (200, Some("26"), 0));
     let upload = client.request("PUT", "/any", &[], b"some bytes");
     assert_eq!((upload.status, upload.text()), (503, "{\"down\":true}".to_owned()));
+    let reset = client.get("/reset", &[]);
+    assert_eq!((reset.status, reset.field("content-length"), reset.field("content-type")), (205, Some("0"), None));
     assert_eq!(client.get("/robots.txt", &[]).status, 200, "the connection continues");
     assert_eq!(client.get("/robots.txt", &[]).status, 200);
     assert_eq!(client.get("/robots.txt", &[]).status, 429);

@@ -6,10 +6,12 @@ use std::net::IpAddr;
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::read_context::ReadContext;
 use super::section::{ConfigDraft, RouteReferences};
-use crate::cache::CacheConfig;
-use crate::http::message::{Method, Scheme};
+use crate::cache::{CacheConfig, StatusPattern};
+use crate::error::ErrorKind;
+use crate::http::message::{Method, Scheme, StatusCode};
 use crate::limit::LimitConfig;
 use crate::metrics;
+use crate::pages::ErrorPage;
 use crate::route::{
     FixedResponse, HeaderEdits, HostPattern, PathPattern, Redirect, RouteAction, RouteConfig, RouteCounters,
 };
@@ -32,8 +34,10 @@ pub(super) fn check(draft: &ConfigDraft, context: &ReadContext<'_>) {
     checks.user_classes();
     checks.exempt_callers();
     checks.remote_size();
+    checks.pages(&draft.config.pages, &draft.config.routes, &draft.pages);
     for (route, names) in draft.config.routes.iter().zip(&draft.routes) {
         checks.costs(route, names);
+        checks.pages(&route.pages, std::slice::from_ref(route), &names.pages);
         checks.targets(route, names);
         checks.scheme(route, names);
         match &route.action {
@@ -134,6 +138,19 @@ impl Checks<'_> {
         if config.remote.is_none() && config.cache.remote_object_bytes != CacheConfig::default().remote_object_bytes {
             let message = "`remote_object_bytes` has no effect: nothing is stored remotely";
             self.warn(&self.draft.remote_object_bytes, message, "write `[redis]`");
+        }
+    }
+
+    /// Pages replace the gateway's own responses.
+    fn pages(&self, pages: &[(StatusPattern, ErrorPage)], routes: &[RouteConfig], at: &DocumentLocation) {
+        for (statuses, _) in pages {
+            let StatusPattern::One(number) = *statuses else { continue };
+            let Ok(status) = StatusCode::from_u16(number) else { continue };
+            if !ErrorKind::is_answered_with(status) && !routes.iter().any(|route| route.degrade.status == status) {
+                let message =
+                    format!("the page for {number} has no effect: no response of the gateway has this status");
+                self.warn(at, message, "error responses of the origin pass unchanged");
+            }
         }
     }
 

@@ -51,7 +51,8 @@ impl RouteAction {
                 response.forms = Some(Arc::clone(forms));
                 let is_bodiless = matches!(status.as_u16(), 204 | 304);
                 response.length = if is_bodiless { BodyLength::Empty } else { BodyLength::Known(body.len() as u64) };
-                if !content_type.is_empty() && !is_bodiless {
+                // A 205 has no content to describe (RFC 9110 section 15.3.6).
+                if !content_type.is_empty() && !is_bodiless && *status != StatusCode::RESET_CONTENT {
                     response.fields.push(b"content-type", content_type.as_bytes());
                 }
                 Some(if is_bodiless { Bytes::new() } else { body.clone() })

@@ -63,6 +63,8 @@ impl TemplateVariable {
 enum TemplatePart {
     Text(String),
     Variable(TemplateVariable),
+    /// `?{query}`: nothing where the request has no query.
+    QuestionMarkAndQuery,
 }
 
 /// A parsed text with variables.
@@ -121,10 +123,14 @@ impl Template {
             let (name, after) = after.split_once('}').ok_or(TemplateError::Unclosed)?;
             let known = TemplateVariable::ALL.iter().find(|(known, _)| *known == name);
             let (_, variable) = known.ok_or_else(|| TemplateError::UnknownVariable(name.to_owned()))?;
+            let has_mark = *variable == TemplateVariable::Query && plain.ends_with('?');
+            if has_mark {
+                plain.pop();
+            }
             if !plain.is_empty() {
                 parts.push(TemplatePart::Text(std::mem::take(&mut plain)));
             }
-            parts.push(TemplatePart::Variable(*variable));
+            parts.push(if has_mark { TemplatePart::QuestionMarkAndQuery } else { TemplatePart::Variable(*variable) });
             rest = after;
         }
         plain.push_str(rest);
@@ -139,6 +145,7 @@ impl Template {
         let part = |part: &TemplatePart| match part {
             TemplatePart::Text(text) => text.replace('{', "{{").replace('}', "}}"),
             TemplatePart::Variable(variable) => format!("{{{}}}", variable.name()),
+            TemplatePart::QuestionMarkAndQuery => "?{query}".to_owned(),
         };
         self.0.iter().map(part).collect()
     }
@@ -146,6 +153,7 @@ impl Template {
     /// Whether the text contains `variable`.
     pub(crate) fn uses(&self, variable: TemplateVariable) -> bool {
         self.0.contains(&TemplatePart::Variable(variable))
+            || variable == TemplateVariable::Query && self.0.contains(&TemplatePart::QuestionMarkAndQuery)
     }
 
     pub(crate) fn render(&self, values: &TemplateValues<'_>) -> Vec<u8> {
@@ -154,6 +162,12 @@ impl Template {
             match part {
                 TemplatePart::Text(text) => out.extend_from_slice(text.as_bytes()),
                 TemplatePart::Variable(variable) => values.push(*variable, &mut out),
+                TemplatePart::QuestionMarkAndQuery => {
+                    if values.request.query().is_some_and(|query| !query.is_empty()) {
+                        out.push(b'?');
+                        values.push(TemplateVariable::Query, &mut out);
+                    }
+                }
             }
         }
         out
@@ -237,6 +251,21 @@ mod tests {
     }
 
     #[test]
+    fn question_mark_before_an_absent_query_is_left_out() {
+        for (target, texts) in [
+            ("/a?b=c", ["/new?b=c", "/new?b=c&d", "/new?x=b=c", "?b=c"]),
+            ("/a", ["/new", "/new&d", "/new?x=", ""]),
+            ("/a?", ["/new", "/new&d", "/new?x=", ""]),
+        ] {
+            let mut request = Request::default();
+            request.set_target(target);
+            let templates = ["/new?{query}", "/new?{query}&d", "/new?x={query}", "?{query}"];
+            assert_eq!(templates.map(|text| rendered(text, &request)), texts, "{target}");
+        }
+        assert!(Template::parse("?{query}").is_ok_and(|template| template.uses(TemplateVariable::Query)));
+    }
+
+    #[test]
     fn scheme_and_host_are_those_that_a_trusted_proxy_reports() {
         let forwarded = TrustedForwarding {
             forwarded_for: String::new(),
@@ -270,7 +299,7 @@ mod tests {
         ] {
             assert_eq!(Template::parse(text), Err(error), "{text:?}");
         }
-        for text in ["", "plain", "https://{host}{uri}", "{{{rest}}}"] {
+        for text in ["", "plain", "https://{host}{uri}", "{{{rest}}}", "/new?{query}", "?{query}?{query}"] {
             assert_eq!(Template::parse(text).map(|template| template.source()).as_deref(), Ok(text));
         }
     }

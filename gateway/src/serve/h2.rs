@@ -51,6 +51,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stream waits until its connection has memory for it.
 const DEFERRED_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes in the kernel that it cannot send yet. They are outside the memory of the connection, and
+/// no urgent response overtakes them.
+const UNSENT_MAX: u32 = 128 << 10;
 /// How often the uploads of a connection are checked while its window is withheld.
 const WITHHELD_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a connection may have no streams before it releases what they need.
@@ -71,6 +74,7 @@ pub(super) fn expose() {
 /// Serves a connection until it ends.
 pub(crate) async fn serve(context: Rc<WorkerContext>, io: TransportStream, peer: ConnectionPeer, scheme: Scheme) {
     let limits = context.snapshot.load().http.clone();
+    io.limit_unsent(UNSENT_MAX);
     let h2 = Http2Connection::new(io, peer.ip, limits.clone());
     let drain = context.drain_guard();
     let shared = StreamContext::new(context, peer, scheme);

@@ -337,9 +337,7 @@ pub(in crate::config) fn parse_endpoint(text: &str) -> Result<EndpointAddress, C
     let port = match (port.strip_prefix(':'), scheme.default_port()) {
         (None, default) => default.unwrap_or(0),
         (Some(_), None) => return Err(problem("it has a port, which the records of the service name")),
-        (Some(port), Some(_)) => {
-            port.parse().ok().filter(|port| *port > 0).ok_or_else(|| problem("its port is not 1 to 65535"))?
-        }
+        (Some(port), Some(_)) => parse_port(port).ok_or_else(|| problem("its port is not 1 to 65535"))?,
     };
     if host.is_empty() {
         return Err(problem("it has no host"));
@@ -383,14 +381,19 @@ fn parse_kubernetes_endpoint(text: &str) -> Option<Result<EndpointAddress, Confi
     }
     let (port, port_name) = match port {
         None => (0, None),
-        Some(text) if !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit()) => match text.parse() {
-            Ok(port) if port > 0 => (port, None),
-            _ => return Some(Err(problem("its port is not 1 to 65535"))),
+        Some(text) if !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit()) => match parse_port(text) {
+            Some(port) => (port, None),
+            None => return Some(Err(problem("its port is not 1 to 65535"))),
         },
         Some(text) if is_label(text) => (0, Some(text.into())),
         Some(_) => return Some(Err(problem("its port is neither a name nor a number"))),
     };
     Some(Ok(EndpointAddress { scheme, host, port, port_name }))
+}
+
+/// 1 to 65535, without a sign.
+pub(super) fn parse_port(text: &str) -> Option<u16> {
+    text.parse().ok().filter(|port| *port > 0 && !text.starts_with('+'))
 }
 
 fn parse_statuses(text: &str) -> Result<u16, ConfigProblem> {

@@ -168,7 +168,8 @@ fn parse_source(text: &str) -> Result<IdentitySource, ConfigProblem> {
         Some(("cookie", name)) => Ok(IdentitySource::Cookie(formats::parse_cookie_name(name)?)),
         Some(("host", "")) => Ok(IdentitySource::Host),
         Some(("path", number)) => match number.parse() {
-            Ok(number @ 1..=32) => Ok(IdentitySource::Path(number)),
+            // As it is printed: neither `01` nor `+1`.
+            Ok(parsed @ 1..=32u8) if parsed.to_string() == number => Ok(IdentitySource::Path(parsed.into())),
             _ => Err(problem(format!("`{number}` is not a segment number, 1 to 32"))),
         },
         Some(("geoip", _)) => Err(ConfigProblem::bad_value(format!("`{text}` is not a source here"))

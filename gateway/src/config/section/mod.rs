@@ -107,6 +107,7 @@ pub(super) fn read(root: &TableReader<'_>) -> ConfigDraft {
         remote_object_bytes: root.location_of(&["cache", "remote_object_bytes"]),
         zone: root.location_of(&["server", "zone"]),
         tiers: root.location_of(&["tiers"]),
+        pages: root.location_of(&["pages"]),
         exempt: root.location_of(&["access", "exempt"]),
         limits: root.location_of(&["limits"]),
         rules: rules_at,

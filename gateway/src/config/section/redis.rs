@@ -201,10 +201,10 @@ fn parse_endpoint(text: &str) -> Result<String, ConfigProblem> {
     if host.is_empty() || host.starts_with(':') || text.contains(char::is_whitespace) {
         return Err(problem("it has no host"));
     }
-    if port.is_some_and(|port| !port.parse::<u16>().is_ok_and(|port| port > 0)) {
+    if port.is_some_and(|port| formats::parse_port(port).is_none()) {
         return Err(problem("its port is not 1 to 65535"));
     }
-    if !database.is_empty() && database.parse::<u8>().is_err() {
+    if !database.is_empty() && (database.starts_with('+') || database.parse::<u8>().is_err()) {
         return Err(problem("its database is not a number"));
     }
     Ok(text.to_owned())

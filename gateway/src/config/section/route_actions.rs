@@ -45,8 +45,8 @@ const CONTENT_TYPE: ParsedString<String> = ParsedString {
     name: "a content type, or \"\" for none",
     pattern: r"[\t -~]*",
     parse: |text| match HeaderValue::from_str(text) {
-        Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err(ConfigProblem::bad_value(format!("`{text}` is not a content type"))),
+        Ok(value) if value.to_str().is_ok() => Ok(text.to_owned()),
+        _ => Err(ConfigProblem::bad_value(format!("`{text}` is not a content type"))),
     },
     format: String::clone,
 };

@@ -113,6 +113,7 @@ fn route(table: &TableReader<'_>) -> (RouteConfig, RouteReferences) {
         hedge: table.location_of(&["hedge"]),
         redirect: table.location_of(&["redirect", "to"]),
         respond: table.location_of(&["respond", "status"]),
+        pages: table.location_of(&["pages"]),
         default_ttl: table.location_of(&["cache", "default_ttl"]),
         ttl: table.location_of(&["cache", "ttl"]),
         upstream,

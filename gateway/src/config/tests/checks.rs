@@ -231,6 +231,7 @@ fn malformed_endpoints_are_errors() {
         ("http://a:b@c", "it has a user name"),
         ("http://a:0", "its port is not 1 to 65535"),
         ("http://a:70000", "its port is not 1 to 65535"),
+        ("http://a:+80", "its port is not 1 to 65535"),
         ("http://a/b", "it has a path"),
         ("http://a?b", "it has a path"),
         ("ftp://a", "its scheme is not known"),
@@ -567,6 +568,42 @@ fn settings_of_a_route_without_effect_are_errors() {
     only(&format!("{deny}[\"10.0.0.0/8\"]"), "routes[1].allow: ", "`allow` has no effect for 10.0.0.0/8");
     only(&format!("{deny}[\"fd00::/8\", \"10.1.0.0/16\"]"), "routes[1].allow: ", "no effect for 10.1.0.0/16");
     assert_eq!(route(&format!("{deny}[\"10.0.0.0/7\"]")), [""; 0]);
+}
+
+#[test]
+fn pages_for_statuses_that_are_never_sent_are_warned_of() {
+    let with = |root: &str, route: &str| {
+        let directory = directory_with_page();
+        let text =
+            format!("{root}\n{MINIMAL}{route}\n").replace("PAGE", &directory.join("page.html").display().to_string());
+        let found = faults(&text);
+        std::fs::remove_dir_all(&directory).expect("the directory was created above");
+        found
+    };
+    for status in ["400", "401", "403", "404", "408", "413", "421", "429", "500", "502", "503", "504", "4xx", "5xx"] {
+        let pages = format!("pages = {{ \"{status}\" = \"PAGE\" }}");
+        assert_eq!((with("", &pages), with(&pages, "")), (Vec::new(), Vec::new()), "{status}");
+    }
+    for status in ["418", "499", "431", "520"] {
+        let pages = format!("pages = {{ \"{status}\" = \"PAGE\" }}");
+        for (found, at) in [(with("", &pages), "routes[0].pages: "), (with(&pages, ""), " pages: ")] {
+            let expected = format!("the page for {status} has no effect");
+            assert!(found.len() == 1 && found[0].contains(at) && found[0].contains(&expected), "{found:?}");
+        }
+    }
+    let pages = "pages = { 520 = \"PAGE\" }";
+    let degrade = "degrade = { status = 520 }";
+    assert_eq!((with("", &format!("{pages}\n{degrade}")), with(pages, degrade)), (Vec::new(), Vec::new()));
+}
+
+/// A directory of its own with `page.html`.
+fn directory_with_page() -> std::path::PathBuf {
+    static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let directory = std::env::temp_dir().join(format!("tidegate-page-{}-{number}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("the temporary directory is writable");
+    std::fs::write(directory.join("page.html"), "<p>{{ status }}</p>").expect("the temporary directory is writable");
+    directory
 }
 
 #[test]

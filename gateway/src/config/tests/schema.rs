@@ -123,6 +123,8 @@ fn the_schema_refuses_what_check_refuses_by_its_syntax() {
         "[identity]\ndevice = \"host:\"".to_owned(),
         "[identity]\ndevice = [\"query:id\"]".to_owned(),
         "[identity]\ndevice = [\"path:33\"]".to_owned(),
+        "[identity]\ndevice = [\"path:01\"]".to_owned(),
+        "[identity]\nregion = [\"path:+1\"]".to_owned(),
         "[identity]\nuser = \"cookie:user\"".to_owned(),
         "[identity]\nuser = {}".to_owned(),
         "[identity]\nuser = { jwt = { algorithms = [\"ES256\"] } }".to_owned(),
