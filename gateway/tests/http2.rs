@@ -690,7 +690,7 @@ fn urgent_responses_are_sent_first_and_incremental_ones_share() {
     assert!(changes >= shares.len() - 3, "{shares:?}");
 }
 
-/// What the kernel has taken cannot be overtaken: 3.9 MiB before its part was limited.
+/// Bytes that the kernel has taken cannot be overtaken: 3.9 MiB before they were limited.
 #[test]
 fn urgent_response_overtakes_a_large_one_that_is_under_way() {
     const LARGE: usize = 16 << 20;

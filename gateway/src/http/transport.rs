@@ -218,7 +218,7 @@ impl TransportStream {
     /// Keeps the kernel from taking more than `bytes` that it cannot send yet
     /// (`TCP_NOTSENT_LOWAT`).
     pub(crate) fn limit_unsent(&self, bytes: u32) {
-        // Where the option fails, the kernel's own limit holds: `tcp_wmem`, 4 MiB by default.
+        // If setting the option fails, the kernel's own limit holds: `tcp_wmem`, 4 MiB by default.
         let cell = self.transport.borrow();
         let Some(tcp) = cell.tcp() else { return };
         if let Err(error) = socket2::SockRef::from(tcp).set_tcp_notsent_lowat(bytes) {
