@@ -52,6 +52,7 @@ def redis(table):
 
 def listeners(tables, values):
     values["config"]["proxy_protocol"] = tables[0].get("proxy_protocol", "off") if tables else "off"
+    values["config"]["http2"] = tables[0].get("http2") if tables else None
     for tls in [table["tls"] for table in tables if "tls" in table][:1]:
         values["tls"] = {"secretName": SECRET, "minVersion": tls.get("min_version", "1.2")}
         if "client_ca" in tls:

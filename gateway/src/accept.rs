@@ -51,6 +51,9 @@ pub(crate) struct ListenConfig {
     pub(crate) proxy_protocol: ProxyProtocolMode,
     /// TLS of this listener; `None` for plaintext HTTP.
     pub(crate) tls: Option<tls::TlsConfig>,
+    /// Whether clients may use HTTP/2: as TLS negotiates it (ALPN), or without TLS with prior
+    /// knowledge (RFC 9113 section 3.3).
+    pub(crate) http2: bool,
 }
 
 impl Default for ListenConfig {
@@ -59,6 +62,7 @@ impl Default for ListenConfig {
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             proxy_protocol: ProxyProtocolMode::Off,
             tls: None,
+            http2: false,
         }
     }
 }

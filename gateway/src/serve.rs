@@ -6,11 +6,11 @@
 
 mod worker_context;
 mod accounting;
-mod h1;
 mod h2;
+mod h1;
 
 pub(crate) use accounting::requests_in_flight;
-pub(crate) use h1::serve as serve_h1;
+pub(crate) use h1::{HttpTransport, serve as serve_h1};
 pub(crate) use h2::serve as serve_h2;
 pub(crate) use worker_context::{DrainStage, WorkerContext};
 

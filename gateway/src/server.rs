@@ -125,6 +125,7 @@ pub fn run(
         connections: ConnectionTable::new(workers, config.accept.clone()),
         log,
         proxy_protocol: config.listen.iter().map(|listen| listen.proxy_protocol).collect(),
+        http2: config.listen.iter().map(|listen| listen.http2).collect(),
         tls_terminators,
         handed_over: HandedOverListeners::default(),
         started_at: Instant::now(),

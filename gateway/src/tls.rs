@@ -59,6 +59,8 @@ pub(crate) struct TlsConfig {
     pub(crate) certificates: Vec<CertificateFiles>,
     /// The minimum version.
     pub(crate) min_version: MinTlsVersion,
+    /// Whether HTTP/2 is offered (ALPN).
+    pub(crate) http2: bool,
     /// `None`: clients are not asked for a certificate.
     pub(crate) client_auth: Option<ClientAuthConfig>,
 }
@@ -210,7 +212,7 @@ impl TlsTerminator {
         let resolver = Arc::new(CertificateResolver { certificates: ArcSwap::from_pointee(certificates) });
         let client_auth = config.client_auth.as_ref().map(LoadedClientAuth::load).transpose()?;
         client_auth.iter().for_each(|loaded| log_authorities(config, loaded));
-        let server_config = server_config(config.min_version, &resolver, client_auth.as_ref())?;
+        let server_config = server_config(config, &resolver, client_auth.as_ref())?;
         Ok(TlsTerminator {
             server_configs: ArcSwap::from_pointee(ServerConfigs::new(server_config)),
             resolver,
@@ -319,7 +321,7 @@ impl TlsTerminator {
             new => new,
         };
         let new = new.and_then(|new| {
-            let server_config = server_config(self.config.min_version, &self.resolver, Some(&new))?;
+            let server_config = server_config(&self.config, &self.resolver, Some(&new))?;
             Ok((new, server_config))
         });
         match new {
@@ -335,11 +337,11 @@ impl TlsTerminator {
 }
 
 fn server_config(
-    min_version: MinTlsVersion,
+    tls: &TlsConfig,
     resolver: &Arc<CertificateResolver>,
     client_auth: Option<&LoadedClientAuth>,
 ) -> Result<ServerConfig, rustls::Error> {
-    let versions: &[_] = match min_version {
+    let versions: &[_] = match tls.min_version {
         MinTlsVersion::V12 => &[&version::TLS13, &version::TLS12],
         MinTlsVersion::V13 => &[&version::TLS13],
     };
@@ -350,7 +352,8 @@ fn server_config(
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_cert_resolver(Arc::clone(resolver) as Arc<dyn ResolvesServerCert>);
-    config.alpn_protocols = vec![ALPN_H2.to_vec(), ALPN_H1.to_vec()];
+    let protocols = if tls.http2 { &[ALPN_H2, ALPN_H1][..] } else { &[ALPN_H1] };
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     if client_auth.is_some() {
         // A resumed session has the certificate of its first handshake, which may have expired or
         // been revoked since.
@@ -588,7 +591,7 @@ mod tests {
 
     fn config(certificates: &[&CertificateFiles]) -> TlsConfig {
         let certificates = certificates.iter().map(|files| (*files).clone()).collect();
-        TlsConfig { certificates, min_version: MinTlsVersion::V12, client_auth: None }
+        TlsConfig { certificates, min_version: MinTlsVersion::V12, http2: true, client_auth: None }
     }
 
     struct TestClient {

@@ -91,8 +91,15 @@ fn gateway(dir: TempDir, endpoint: &str, (upstream, route, rest): (&str, &str, &
 /// Runs checks of `client.py` through `gateway`.
 #[track_caller]
 fn check(python: &Path, gateway: &Gateway, checks: &[&str]) {
+    let ca = gateway.dir.path().join("ca.pem").display().to_string();
+    check_with(python, (gateway, &ca), checks);
+}
+
+/// As `check`; `ca`: the file of the authority, or `-` without TLS.
+#[track_caller]
+fn check_with(python: &Path, (gateway, ca): (&Gateway, &str), checks: &[&str]) {
     let mut command = Command::new(python);
-    command.arg(script("client.py")).arg(gateway.address.to_string()).arg(gateway.dir.path().join("ca.pem"));
+    command.arg(script("client.py")).arg(gateway.address.to_string()).arg(ca);
     let output = command.args(checks).output().expect("a client");
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     let passed: Vec<String> = checks.iter().map(|check| format!("ok {check}")).collect();
@@ -109,6 +116,25 @@ fn calls_of_all_kinds_pass_in_clear_text_and_over_tls() {
         let endpoint = if is_secure { &server.secure } else { &server.plain };
         check(python, &gateway(dir, endpoint, ("eject = { after = 0 }", "", "")), &checks);
     }
+}
+
+#[test]
+fn calls_pass_from_a_client_without_tls() {
+    let Some(python) = python() else { return };
+    let dir = directory();
+    let server = start_server(python, &dir);
+    let config = format!(
+        "version = 1\n[upstreams.shop]\nendpoints = [\"{}\"]\neject = {{ after = 0 }}\nbreaker = {{ minimum = 1000 }}\n\
+         [[routes]]\nname = \"all\"\nmatch = {{ path = \"/tidegate.Test/*\" }}\nupstream = \"shop\"\n\
+         [[listen]]\naddress = \"127.0.0.1:0\"\nhttp2 = true\n",
+        server.plain
+    );
+    let gateway = Gateway::start_in(dir, &config);
+    check_with(
+        python,
+        (&gateway, "-"),
+        &["unary", "streams", "messages_pass_at_once", "bidi", "statuses", "concurrent", "deadline"],
+    );
 }
 
 #[test]

@@ -699,7 +699,10 @@ fn urgent_response_overtakes_a_large_one_that_is_under_way() {
         _ => Script::ok(&[], "urgent"),
     });
     let server = Server::start(origin, "", "");
-    let mut client = FrameClient::connect(&server.gateway, &server.trusted, 0x7fff_ffff);
+    let mut client = FrameClient::connect_prepared(&server.gateway, &server.trusted, 0x7fff_ffff, |socket| {
+        // The kernel of the client takes little too.
+        socket.set_recv_buffer_size(64 << 10).expect("a buffer");
+    });
     client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with((0x7fff_ffff - WINDOW).to_be_bytes()));
     let mut get_with = |stream: u32, path: &str, priority: &str| {
         let mut head = request_with(stream, ("GET", path), &[("priority", priority)]);

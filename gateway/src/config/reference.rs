@@ -53,6 +53,10 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
         "PROXY protocol header (version 1 or 2) at the start of each connection, accepted from `identity.trusted_proxies` alone: `required` closes connections of other peers and those without a header; `optional` treats the bytes of other peers as an ordinary request.",
     ),
     (
+        "listen[].http2",
+        "Whether clients may use HTTP/2: with TLS as both agree in the handshake (ALPN), without TLS if they begin with it (prior knowledge), as gRPC does. Absent: with TLS they may, without TLS they may not.",
+    ),
+    (
         "listen[].tls.certificates[].cert",
         "PEM file with the certificate chain, leaf first. Selected by SNI; reloaded when the file changes.",
     ),

@@ -12,6 +12,7 @@ use arc_swap::Cache;
 use super::accounting::{
     AbortReason, CompletedExchange, InFlightRequest, count_abort, count_upgrade, refused, report_ended,
 };
+use super::h2;
 use super::worker_context::{DrainGuard, DrainStage, WorkerContext};
 use crate::error::ErrorKind;
 use crate::http::HttpLimits;
@@ -53,6 +54,26 @@ enum RequestSeriesEnd {
     Closed,
     Close,
     Abort,
+    /// The client speaks HTTP/2.
+    Http2,
+}
+
+/// The layer below the connection, and whether its client may begin with HTTP/2. With TLS, the
+/// handshake has negotiated HTTP/1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HttpTransport {
+    Plain,
+    PlainOrHttp2,
+    Tls,
+}
+
+impl HttpTransport {
+    fn scheme(self) -> Scheme {
+        match self {
+            HttpTransport::Plain | HttpTransport::PlainOrHttp2 => Scheme::Http,
+            HttpTransport::Tls => Scheme::Https,
+        }
+    }
 }
 
 /// Serves a connection until it ends.
@@ -61,12 +82,12 @@ pub(crate) fn serve(
     context: Rc<WorkerContext>,
     io: TransportStream,
     peer: ConnectionPeer,
-    scheme: Scheme,
+    transport: HttpTransport,
 ) -> impl Future<Output = ()> {
     // A reload changes limits for new connections.
     let limits = Rc::new(context.snapshot.load().http.clone());
     let (stream, drain) = (DownstreamConnection::new(io, &limits), context.drain_guard());
-    Connection { context, stream, drain, limits, peer, scheme }.serve()
+    Connection { context, stream, drain, limits, peer, transport, is_used: false }.serve()
 }
 
 /// State of one HTTP/1.1 client connection: its stream, its drain guard, its peer, and the limits
@@ -77,7 +98,9 @@ struct Connection {
     drain: DrainGuard,
     limits: Rc<HttpLimits>,
     peer: ConnectionPeer,
-    scheme: Scheme,
+    transport: HttpTransport,
+    /// Whether a request has begun.
+    is_used: bool,
 }
 
 impl Connection {
@@ -96,6 +119,10 @@ impl Connection {
                 RequestSeriesEnd::Closed => return self.stream.close_after_client().await,
                 RequestSeriesEnd::Close => return self.stream.close().await,
                 RequestSeriesEnd::Abort => return self.stream.abort(),
+                RequestSeriesEnd::Http2 => {
+                    let Connection { context, stream, peer, .. } = self;
+                    return Box::pin(h2::serve(context, stream.into_parts(), peer, Scheme::Http)).await;
+                }
             }
             self.stream.release_buffers();
             let timeout = self.limits.idle_timeout.saturating_sub(BACK_TO_BACK_TIMEOUT);
@@ -145,7 +172,8 @@ impl Connection {
         loop {
             let ended = match self.read(&mut buffers).await {
                 Ok(()) => {
-                    buffers.request.scheme = self.scheme;
+                    buffers.request.scheme = self.transport.scheme();
+                    self.is_used = true;
                     match self.exchange(snapshot.load(), &mut buffers).await {
                         AfterExchange::Continue(ended) if self.stream.drain_for_reuse().await => ended,
                         AfterExchange::Continue(_) | AfterExchange::Close => return RequestSeriesEnd::Close,
@@ -153,6 +181,7 @@ impl Connection {
                     }
                 }
                 Err(RequestReadError::Io(_)) => return RequestSeriesEnd::Close,
+                Err(RequestReadError::Refused(_)) if self.begins_http2() => return RequestSeriesEnd::Http2,
                 Err(RequestReadError::Refused(refusal)) => {
                     self.refuse(refusal, &mut buffers).await;
                     return RequestSeriesEnd::Close;
@@ -169,6 +198,10 @@ impl Connection {
         }
     }
 
+    fn begins_http2(&self) -> bool {
+        self.transport == HttpTransport::PlainOrHttp2 && !self.is_used && self.stream.begins_http2()
+    }
+
     /// Reads the next request's head, the first bytes of which have arrived.
     async fn read(&mut self, buffers: &mut ExchangeBuffers) -> Result<(), RequestReadError> {
         let Connection { stream, limits, .. } = self;
@@ -180,7 +213,7 @@ impl Connection {
 
     async fn refuse(&mut self, refusal: RequestRefusal, buffers: &mut ExchangeBuffers) {
         let snapshot = &self.context.snapshot.load_full();
-        buffers.request.scheme = self.scheme;
+        buffers.request.scheme = self.transport.scheme();
         let page = if refusal == RequestRefusal::BodyTooLarge {
             let arrival = Arrival { peer: self.peer.clone(), at: Instant::now() };
             RequestContext::new(&self.context.worker, snapshot, &arrival, buffers).refuse_body()
@@ -257,7 +290,8 @@ impl Connection {
             None => {
                 let counted = (in_flight.end(), stream.request_bytes(&buffers.request));
                 report_ended(context, snapshot, (peer, buffers), counted, ended_by(context));
-                return AfterExchange::Abort;
+                // Without a byte of a response, a clean end cannot be taken for a complete one.
+                return if context.is_expired() { AfterExchange::Abort } else { AfterExchange::Close };
             }
         };
         // Draining may have begun while the request was handled.
@@ -385,7 +419,9 @@ async fn send(
 mod tests {
     use super::*;
 
-    fn size_of_future<F: Future>(_: fn(Rc<WorkerContext>, TransportStream, ConnectionPeer, Scheme) -> F) -> usize {
+    fn size_of_future<F: Future>(
+        _: fn(Rc<WorkerContext>, TransportStream, ConnectionPeer, HttpTransport) -> F,
+    ) -> usize {
         size_of::<F>()
     }
 

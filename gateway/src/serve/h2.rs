@@ -23,6 +23,7 @@ use super::accounting::{self, AbortReason, CompletedExchange};
 use super::worker_context::{DrainGuard, DrainStage, WorkerContext};
 use crate::event::Event;
 use crate::http::HttpLimits;
+use crate::http::buffer::ReadBuffer;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::h2::{
     FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, describe_unread, refused_streams, reserved_bytes,
@@ -71,11 +72,16 @@ pub(super) fn expose() {
     metrics::expose_gauge_with("tidegate_http2_reserved_bytes", help, |emit| emit(&[], reserved_bytes() as f64));
 }
 
-/// Serves a connection until it ends.
-pub(crate) async fn serve(context: Rc<WorkerContext>, io: TransportStream, peer: ConnectionPeer, scheme: Scheme) {
+/// Serves a connection, of which bytes may have been received, until it ends.
+pub(crate) async fn serve(
+    context: Rc<WorkerContext>,
+    (io, received): (TransportStream, ReadBuffer),
+    peer: ConnectionPeer,
+    scheme: Scheme,
+) {
     let limits = context.snapshot.load().http.clone();
     io.limit_unsent(UNSENT_MAX);
-    let h2 = Http2Connection::new(io, peer.ip, limits.clone());
+    let h2 = Http2Connection::new((io, received), peer.ip, limits.clone());
     let drain = context.drain_guard();
     let shared = StreamContext::new(context, peer, scheme);
     let mut driver = Driver::new(Rc::clone(&h2), limits, drain, Rc::clone(&shared));

@@ -13,12 +13,13 @@ use tokio::time::timeout;
 
 use super::state::SharedState;
 use crate::accept::{AcceptedConnection, ConnectionPermit};
+use crate::http::buffer::ReadBuffer;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::message::Scheme;
 use crate::http::transport::TransportStream;
 use crate::peer::{ConnectionPeer, PeerDetails};
 use crate::proxy_protocol::{self, ProxiedClient, ProxyHeaderRefusal, ProxyProtocolMode};
-use crate::serve::{self, DrainStage, WorkerContext};
+use crate::serve::{self, DrainStage, HttpTransport, WorkerContext};
 use crate::tasks::{self, TaskKind, TaskWait};
 use crate::tls::{Alpn, TlsConnection, TlsTerminator};
 
@@ -31,10 +32,14 @@ pub(super) fn spawn_connection(context: &Rc<WorkerContext>, shared: &Arc<SharedS
     let AcceptedConnection { stream, listener, proxy_protocol, peer, mut permit, .. } = accepted;
     let (context, ip) = (Rc::clone(context), peer.ip());
     let terminator = shared.tls_terminators.get(listener).cloned().flatten();
+    let transport = match shared.http2.get(listener) {
+        Some(true) => HttpTransport::PlainOrHttp2,
+        _ => HttpTransport::Plain,
+    };
     if proxy_protocol == ProxyProtocolMode::Off && terminator.is_none() {
         tasks::spawn(TaskKind::Connection, async move {
             tasks::set_waiting_for(TaskWait::ClientHead);
-            serve::serve_h1(context, TransportStream::plain(stream), ConnectionPeer::from(ip), Scheme::Http).await;
+            serve::serve_h1(context, TransportStream::plain(stream), ConnectionPeer::from(ip), transport).await;
             drop(permit);
         });
         return;
@@ -45,8 +50,11 @@ pub(super) fn spawn_connection(context: &Rc<WorkerContext>, shared: &Arc<SharedS
         let Some((opened, peer)) = Box::pin(start.open(stream, terminator)).await else { return };
         tasks::set_waiting_for(TaskWait::ClientHead);
         match opened {
-            OpenedConnection::H1(stream, scheme) => serve::serve_h1(context, stream, peer, scheme).await,
-            OpenedConnection::H2(stream) => serve::serve_h2(context, stream, peer, Scheme::Https).await,
+            OpenedConnection::Plain(stream) => serve::serve_h1(context, stream, peer, transport).await,
+            OpenedConnection::TlsH1(stream) => serve::serve_h1(context, stream, peer, HttpTransport::Tls).await,
+            OpenedConnection::TlsH2(stream) => {
+                serve::serve_h2(context, (stream, ReadBuffer::default()), peer, Scheme::Https).await;
+            }
         }
         drop(permit);
     });
@@ -54,8 +62,9 @@ pub(super) fn spawn_connection(context: &Rc<WorkerContext>, shared: &Arc<SharedS
 
 /// A connection that is ready for its first request.
 enum OpenedConnection {
-    H1(TransportStream, Scheme),
-    H2(TransportStream),
+    Plain(TransportStream),
+    TlsH1(TransportStream),
+    TlsH2(TransportStream),
 }
 
 /// A connection before its first byte of HTTP.
@@ -87,7 +96,7 @@ impl ConnectionStart<'_> {
             _ => self.proxied_client(&stream, begin_timeout).await?,
         };
         let Some(terminator) = terminator else {
-            let opened = OpenedConnection::H1(TransportStream::plain(stream), Scheme::Http);
+            let opened = OpenedConnection::Plain(TransportStream::plain(stream));
             return Some((opened, ConnectionPeer::new(ip, details)));
         };
         tasks::set_waiting_for(TaskWait::TlsHandshake);
@@ -103,8 +112,8 @@ impl ConnectionStart<'_> {
         details.certificate = certificate;
         details.server_name = server_name;
         let opened = match alpn {
-            Alpn::H1 => OpenedConnection::H1(TransportStream::tls(stream), Scheme::Https),
-            Alpn::H2 => OpenedConnection::H2(TransportStream::tls(stream)),
+            Alpn::H1 => OpenedConnection::TlsH1(TransportStream::tls(stream)),
+            Alpn::H2 => OpenedConnection::TlsH2(TransportStream::tls(stream)),
         };
         Some((opened, ConnectionPeer::new(ip, details)))
     }

@@ -66,6 +66,8 @@ pub(super) struct SharedState {
     pub(super) log: Arc<AccessLog>,
     /// By listener.
     pub(super) proxy_protocol: Vec<ProxyProtocolMode>,
+    /// Whether clients may use HTTP/2, by listener.
+    pub(super) http2: Vec<bool>,
     /// By listener; `None` without TLS.
     pub(super) tls_terminators: Vec<Option<Arc<TlsTerminator>>>,
     pub(super) handed_over: HandedOverListeners,

@@ -1,5 +1,6 @@
-//! An HTTP/2 client that writes and reads frames by hand, over TLS. Heads are encoded without
-//! compression, and its header table has size 0, so that the status of a response is readable.
+//! An HTTP/2 client that writes and reads frames by hand, with TLS or without. Heads are encoded
+//! without compression, and its header table has size 0, so that the status of a response is
+//! readable.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -147,9 +148,49 @@ pub fn get(stream: u32, path: &str) -> Frame {
     frame
 }
 
+/// The stream below a connection.
+enum ClientStream {
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+    Plain(TcpStream),
+}
+
+impl ClientStream {
+    fn socket(&self) -> &TcpStream {
+        match self {
+            ClientStream::Tls(stream) => &stream.sock,
+            ClientStream::Plain(stream) => stream,
+        }
+    }
+}
+
+impl Read for ClientStream {
+    fn read(&mut self, space: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            ClientStream::Tls(stream) => stream.read(space),
+            ClientStream::Plain(stream) => stream.read(space),
+        }
+    }
+}
+
+impl Write for ClientStream {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            ClientStream::Tls(stream) => stream.write(bytes),
+            ClientStream::Plain(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            ClientStream::Tls(stream) => stream.flush(),
+            ClientStream::Plain(stream) => stream.flush(),
+        }
+    }
+}
+
 /// One connection.
 pub struct FrameClient {
-    stream: StreamOwned<ClientConnection, TcpStream>,
+    stream: ClientStream,
     received: Vec<u8>,
     /// The code of the last GOAWAY.
     goaway: Option<u32>,
@@ -166,13 +207,33 @@ impl FrameClient {
         Self::handshake(TcpStream::connect_timeout(&address, STEP_TIMEOUT)?, trusted)
     }
 
+    /// A connection without TLS: nothing was sent.
+    pub fn connect_plain(address: SocketAddr) -> Self {
+        let socket = TcpStream::connect_timeout(&address, STEP_TIMEOUT).expect("a connection");
+        socket.set_nodelay(true).expect("a live socket");
+        socket.set_write_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
+        FrameClient { stream: ClientStream::Plain(socket), received: Vec::new(), goaway: None }
+    }
+
     /// As `connect`, from this address.
     pub fn connect_from(from: IpAddr, gateway: &Gateway, trusted: &CertificateDer<'static>) -> Self {
+        Self::connect_prepared(gateway, trusted, WINDOW, |socket| {
+            socket.bind(&SocketAddr::new(from, 0).into()).expect("a local address");
+        })
+    }
+
+    /// As `connect`, over a socket that is prepared before it connects.
+    pub fn connect_prepared(
+        gateway: &Gateway,
+        trusted: &CertificateDer<'static>,
+        window: u32,
+        prepare: impl FnOnce(&socket2::Socket),
+    ) -> Self {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-        socket.bind(&SocketAddr::new(from, 0).into()).expect("a local address");
+        prepare(&socket);
         socket.connect_timeout(&gateway.address.into(), STEP_TIMEOUT).expect("a connection");
         let mut client = Self::handshake(socket.into(), trusted).expect("a connection");
-        client.send_preface(WINDOW);
+        client.send_preface(window);
         client
     }
 
@@ -193,7 +254,7 @@ impl FrameClient {
             stream.conn.complete_io(&mut stream.sock)?;
         }
         assert_eq!(stream.conn.alpn_protocol(), Some(&b"h2"[..]));
-        Ok(FrameClient { stream, received: Vec::new(), goaway: None })
+        Ok(FrameClient { stream: ClientStream::Tls(Box::new(stream)), received: Vec::new(), goaway: None })
     }
 
     /// A connection whose streams have this initial window.
@@ -231,7 +292,7 @@ impl FrameClient {
                 return Some(frame);
             }
             let left = deadline.checked_sub(start.elapsed()).filter(|left| !left.is_zero())?;
-            self.stream.sock.set_read_timeout(Some(left)).expect("a live socket");
+            self.stream.socket().set_read_timeout(Some(left)).expect("a live socket");
             let mut space = [0; 16 << 10];
             match self.stream.read(&mut space) {
                 Ok(0) => return None,

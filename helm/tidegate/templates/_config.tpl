@@ -23,6 +23,9 @@ workers = {{ include "tidegate.workers" . }}
 [[listen]]
 address = "0.0.0.0:{{ int .Values.ports.http }}"
 proxy_protocol = {{ toJson $c.proxy_protocol }}
+{{- if kindIs "bool" $c.http2 }}
+http2 = {{ $c.http2 }}
+{{- end }}
 {{- include "tidegate.tls" . }}
 
 [admin]
@@ -89,6 +92,9 @@ ratio = {{ $c.tracing.ratio }}
 [[listen]]
 address = "0.0.0.0:{{ int .Values.ports.https }}"
 proxy_protocol = {{ toJson .Values.config.proxy_protocol }}
+{{- if kindIs "bool" .Values.config.http2 }}
+http2 = {{ .Values.config.http2 }}
+{{- end }}
 [listen.tls]
 certificates = [
 {{- range splitList "\n" $certificates }}

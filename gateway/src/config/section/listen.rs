@@ -7,7 +7,7 @@ use super::super::constraints;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::read_context::ReadPurpose;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{DurationRange, IntegerRange, OneOf, SizeRange};
+use super::super::value_kind::{Boolean, DurationRange, IntegerRange, OneOf, SizeRange};
 use super::bounds::{DAY, GIB, HOUR, MIB, MS, index, index_of};
 use super::files::{check_file, check_validity, optional_path, path};
 use super::formats;
@@ -29,15 +29,14 @@ pub(super) fn listeners(root: &TableReader<'_>) -> Vec<(ListenConfig, DocumentLo
         let default = ListenConfig::default();
         let address = listen.required("address", &formats::SOCKET_ADDRESS);
         let proxy_protocol = listen.value_or("proxy_protocol", &PROXY, default.proxy_protocol);
-        let tls = listen.optional_table("tls", tls);
-        match address {
-            Some(address) => (ListenConfig { address: address.value, proxy_protocol, tls }, address.at),
-            None => (ListenConfig { proxy_protocol, tls, ..default }, listen.at.clone()),
-        }
+        let http2 = listen.optional("http2", &Boolean).map_or(listen.has("tls"), |http2| http2.value);
+        let tls = listen.optional_table("tls", |table| tls(table, http2));
+        let (address, at) = address.map_or((default.address, listen.at.clone()), |address| (address.value, address.at));
+        (ListenConfig { address, proxy_protocol, tls, http2 }, at)
     })
 }
 
-fn tls(table: &TableReader<'_>) -> tls::TlsConfig {
+fn tls(table: &TableReader<'_>, http2: bool) -> tls::TlsConfig {
     const VERSIONS: OneOf<tls::MinTlsVersion> =
         OneOf(&[("1.2", Some(tls::MinTlsVersion::V12)), ("1.3", Some(tls::MinTlsVersion::V13))]);
     table.constraint(constraints::not_empty("certificates"));
@@ -66,6 +65,7 @@ fn tls(table: &TableReader<'_>) -> tls::TlsConfig {
         client_auth,
         certificates: certificates.into_iter().flatten().collect(),
         min_version: table.value_or("min_version", &VERSIONS, tls::MinTlsVersion::default()),
+        http2,
     }
 }
 

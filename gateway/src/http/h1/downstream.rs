@@ -60,6 +60,9 @@ const LINGER_BYTES_MAX: usize = 64 << 20;
 /// as many as one response head may have.
 const INTERIM_WAITING_MAX: usize = 64 << 10;
 
+/// The part of HTTP/2's preface that looks like a head (RFC 9113 section 3.4).
+const HTTP2_PREFACE_HEAD: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
+
 /// Result of waiting for a request: bytes arrived, timed out, or closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WaitOutcome {
@@ -211,6 +214,17 @@ impl DownstreamConnection {
     pub(crate) fn release_buffers(&mut self) {
         self.reader.buffer.release();
         self.writer.release();
+    }
+
+    /// Whether the client speaks HTTP/2 with prior knowledge (RFC 9113 section 3.3): a head that is
+    /// refused.
+    pub(crate) fn begins_http2(&self) -> bool {
+        self.reader.buffer.data().starts_with(HTTP2_PREFACE_HEAD)
+    }
+
+    /// The stream and the bytes received from it but not consumed.
+    pub(crate) fn into_parts(self) -> (TransportStream, ReadBuffer) {
+        (self.io, self.reader.buffer)
     }
 
     /// Fast path: reads the head of the next request if it has arrived and repeats the fields of

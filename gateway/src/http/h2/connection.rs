@@ -82,13 +82,13 @@ pub(super) struct ClosedStream {
 }
 
 impl<B: BodySource> Http2Connection<B> {
-    pub(crate) fn new(io: TransportStream, address: IpAddr, limits: HttpLimits) -> Rc<Self> {
+    pub(crate) fn new((io, received): (TransportStream, ReadBuffer), address: IpAddr, limits: HttpLimits) -> Rc<Self> {
         let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
         let memory = MemoryLimits { process: bytes(limits.http2_memory), address: bytes(limits.http2_memory_per_ip) };
         let shared = ConnectionShared::new(MemoryBudget::new(address, memory));
         let connection = Http2Connection {
             io,
-            receiver: RefCell::new(Receiver { buffer: ReadBuffer::default(), state: ReceiveState::new() }),
+            receiver: RefCell::new(Receiver { buffer: received, state: ReceiveState::new() }),
             sender: RefCell::new(Sender::new(&shared)),
             deferred: RefCell::new(DeferredStreams::new(&shared)),
             shared,

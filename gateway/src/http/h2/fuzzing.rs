@@ -19,6 +19,7 @@ use super::receive_request::{IncomingRequest, ReceiveEnd};
 use super::request_body::Http2RequestBody;
 use super::stream_handle::StreamHandle;
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadBuffer;
 use crate::http::limits::HttpLimits;
 use crate::http::message::{BodyLength, Request, Response, StatusCode};
 use crate::http::transport::TransportStream;
@@ -177,7 +178,7 @@ async fn run(input: &[u8], piece: usize) -> io::Result<FuzzedConnection> {
     let io = TransportStream::plain(TcpStream::from_std(server)?);
     let (limits, reserved) = (HttpLimits::default(), reserved_bytes());
     let mut server = FuzzedServer {
-        h2: Http2Connection::new(io, IpAddr::V4(Ipv4Addr::LOCALHOST), limits.clone()),
+        h2: Http2Connection::new((io, ReadBuffer::default()), IpAddr::V4(Ipv4Addr::LOCALHOST), limits.clone()),
         limits,
         request: Request::default(),
         exchanges: Vec::new(),

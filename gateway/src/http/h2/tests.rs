@@ -19,6 +19,7 @@ use super::receive_request::IncomingRequest;
 use super::sender::OUT_MAX;
 use super::stream_handle::StreamHandle;
 use crate::http::body::{BodyError, BodySource};
+use crate::http::buffer::ReadBuffer;
 use crate::http::limits::HttpLimits;
 use crate::http::message::{Request, Response};
 use crate::http::transport::TransportStream;
@@ -56,7 +57,7 @@ fn connection() -> (UnixStream, Rc<Http2Connection<ShortBody>>) {
     // The engine uses calls that every stream socket has.
     let server = std::net::TcpStream::from(std::os::fd::OwnedFd::from(server));
     let io = TransportStream::plain(TcpStream::from_std(server).expect("a runtime"));
-    (client, Http2Connection::new(io, IpAddr::V4(Ipv4Addr::LOCALHOST), HttpLimits::default()))
+    (client, Http2Connection::new((io, ReadBuffer::default()), IpAddr::V4(Ipv4Addr::LOCALHOST), HttpLimits::default()))
 }
 
 /// Sends a request, and the preface before the first one.
