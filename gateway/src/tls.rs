@@ -19,7 +19,7 @@ mod server_configs;
 
 use std::fmt;
 use std::future::poll_fn;
-use std::io::{self, Read};
+use std::io::{self, IoSlice, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -398,9 +398,9 @@ async fn read_hello(tcp: &TcpStream) -> io::Result<(Accepted, Option<TlsFingerpr
 async fn refuse_hello(tcp: &TcpStream, error: rustls::Error, mut alert: AcceptedAlert) -> io::Error {
     let mut bytes = Vec::new();
     let written = alert.write_all(&mut bytes);
-    // A new connection has room for an alert, and the client may have closed it: the handshake has
-    // failed in any case.
-    let _sent_or_failed = written.and_then(|()| tcp.try_write(&bytes));
+    // A new connection has room for an alert, before the runtime knows; and the client may have
+    // closed it: the handshake has failed in any case.
+    let _sent_or_failed = written.and_then(|()| socket::send(tcp, &[IoSlice::new(&bytes)]));
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
