@@ -652,6 +652,83 @@ fn large_responses_are_forwarded_unchanged_with_length_and_chunked() {
     }
 }
 
+/// The data of chunks of `length` bytes in all, each read with its end.
+fn read_chunks(length: usize, mut read: impl FnMut(usize) -> Vec<u8>) -> Vec<u8> {
+    let mut data = Vec::new();
+    while data.len() < length {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\r\n") {
+            line.extend(read(1));
+        }
+        let line = String::from_utf8(line).expect("a size");
+        let size = usize::from_str_radix(line.trim_end(), 16).expect("a size");
+        let chunk = read(size + 2);
+        assert!(chunk.ends_with(b"\r\n"), "{chunk:?}");
+        data.extend(&chunk[..size]);
+    }
+    data
+}
+
+/// Clients read a chunk with its end before they deliver it: an event would be as late as the next
+/// one.
+#[test]
+fn chunk_leaves_with_its_end() {
+    for (length, framing) in
+        [7, 4_080, 4_090, 5_000, 300_000].into_iter().flat_map(|length| [(length, true), (length, false)])
+    {
+        let (gate, body) = (Gate::default(), pattern(length));
+        let (sent, opened) = (body.clone(), gate.clone());
+        let origin = Origin::start(move |_| {
+            let script = match framing {
+                true => Script::new()
+                    .head(200, &[("Cache-Control", "max-age=60"), ("Transfer-Encoding", "chunked")])
+                    .send([format!("{:x}\r\n", sent.len()).as_bytes(), &sent, b"\r\n"].concat()),
+                false => Script::new().head(200, &[("Cache-Control", "max-age=60")]).send(&sent),
+            };
+            let script = script.wait(&opened);
+            if framing { script.send("0\r\n\r\n") } else { script.close() }
+        });
+        for route in ["cache = { mode = \"off\" }", "cache = { mode = \"standard\" }"] {
+            let gateway = Gateway::start(&one_route(origin.address, route, ""));
+            // The second one shares the fetch of the first, where there is a cache.
+            let mut clients = [gateway.connect(), gateway.connect()];
+            for client in &mut clients {
+                // Shorter than the gate waits.
+                client.set_read_timeout(STEP_TIMEOUT / 3);
+                client.send_get("/", &[]);
+                assert_eq!(client.read_head().field("transfer-encoding"), Some("chunked"));
+                assert!(read_chunks(length, |count| client.read_bytes(count)) == body, "{length} bytes, {route}");
+            }
+        }
+        gate.open();
+    }
+}
+
+#[test]
+fn chunk_of_an_upload_leaves_with_its_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let gateway = Gateway::start(&one_route(address, "cache = { mode = \"off\" }", ""));
+    for length in [7, 5_000, 300_000] {
+        let mut client = gateway.connect();
+        client.send("POST / HTTP/1.1\r\nHost: gate.test\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let body = pattern(length);
+        client.send([format!("{length:x}\r\n").as_bytes(), &body, b"\r\n"].concat());
+        let (mut upstream, _) = listener.accept().expect("the connection of the gateway");
+        upstream.set_read_timeout(Some(STEP_TIMEOUT)).expect("a live socket");
+        let mut read = |count| {
+            let mut bytes = vec![0; count];
+            upstream.read_exact(&mut bytes).expect("bytes in time");
+            bytes
+        };
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.extend(read(1));
+        }
+        assert!(read_chunks(length, read) == body, "{length} bytes");
+    }
+}
+
 #[test]
 fn slow_client_throttles_the_origin() {
     const LENGTH: usize = 64 << 20;

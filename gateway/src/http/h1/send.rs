@@ -5,7 +5,7 @@
 //! never exceeded, and one that ends early is an error, so the peer never takes a truncated message
 //! for a complete one.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::task::{Context, Poll, ready};
 
 use crate::http::body::{BodyError, BodySource};
@@ -32,7 +32,6 @@ pub(super) struct MessageWriter {
     framing: BodyFraming,
     /// Bytes of the current piece of the source that are framed and not yet written.
     piece: usize,
-    in_chunk: bool,
     ended: bool,
     /// Whether the head is to be written before the source is polled.
     is_head_first: bool,
@@ -59,7 +58,6 @@ impl MessageWriter {
             sent: 0,
             framing: BodyFraming::Raw { left: Some(0) },
             piece: 0,
-            in_chunk: false,
             ended: true,
             is_head_first: false,
             source_error: None,
@@ -95,7 +93,6 @@ impl MessageWriter {
             BodyLength::UntilClose => BodyFraming::Raw { left: None },
         };
         self.piece = 0;
-        self.in_chunk = false;
         self.body_sent = 0;
         self.source_error = None;
         self.is_head_first = false;
@@ -179,7 +176,11 @@ impl MessageWriter {
                 return self.poll_flush(cx, io);
             }
             let data = &source.data()[..self.piece];
-            let written = ready!(io.poll_write(cx, &self.out[self.sent..], data)).map_err(SendError::Peer)?;
+            let written = match self.piece_end() {
+                b"" => io.poll_write(cx, &self.out[self.sent..], data),
+                end => io.poll_write_slices(cx, &[&self.out[self.sent..], data, end].map(IoSlice::new)),
+            };
+            let written = ready!(written).map_err(SendError::Peer)?;
             self.progressed = true;
             self.record_written(written, source);
             if source_pending && self.sent == self.out.len() {
@@ -198,6 +199,12 @@ impl MessageWriter {
         self.progressed = true;
         self.record_written(written, source);
         Ok(true)
+    }
+
+    /// The bytes that follow the current piece at once: clients read a chunk with its end before
+    /// they deliver it.
+    fn piece_end(&self) -> &'static [u8] {
+        if self.framing == BodyFraming::Chunked && self.piece > 0 { b"\r\n" } else { b"" }
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>, io: &TransportStream) -> Poll<Result<(), SendError>> {
@@ -260,9 +267,6 @@ impl MessageWriter {
                 self.ended = available == 0;
             }
             BodyFraming::Chunked => {
-                if self.in_chunk {
-                    self.out.extend_from_slice(b"\r\n");
-                }
                 if available == 0 {
                     self.out.extend_from_slice(b"0\r\n");
                     source.trailers().into_iter().for_each(|trailers| push_fields(&mut self.out, trailers));
@@ -272,7 +276,6 @@ impl MessageWriter {
                     text::push_chunk_size(&mut self.out, available);
                     self.out.extend_from_slice(b"\r\n");
                     self.piece = available;
-                    self.in_chunk = true;
                 }
             }
         }
@@ -281,9 +284,11 @@ impl MessageWriter {
 
     /// Copies a small piece behind unsent prepared bytes; returns whether it did.
     fn copy_small_piece(&mut self, source: &mut dyn BodySource) -> bool {
-        let fits = self.piece > 0 && !self.out.is_empty() && self.out.len() + self.piece <= COPY_MAX;
+        let end = self.piece_end();
+        let fits = self.piece > 0 && !self.out.is_empty() && self.out.len() + self.piece + end.len() <= COPY_MAX;
         if fits {
             self.out.extend_from_slice(&source.data()[..self.piece]);
+            self.out.extend_from_slice(end);
             self.consume_piece(self.piece, source);
         }
         fits
@@ -297,7 +302,12 @@ impl MessageWriter {
             self.sent = 0;
         }
         if written > from_out {
-            self.consume_piece(written - from_out, source);
+            let (end, after_out) = (self.piece_end(), written - from_out);
+            let (from_piece, from_end) = (after_out.min(self.piece), after_out.saturating_sub(self.piece));
+            self.consume_piece(from_piece, source);
+            if self.piece == 0 {
+                self.out.extend_from_slice(&end[from_end..]);
+            }
         }
     }
 
