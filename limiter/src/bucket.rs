@@ -16,6 +16,7 @@ mod tests;
 
 use std::time::Duration;
 
+pub(crate) use gcra::BacklogScale;
 pub use gcra::{Gcra, GcraCell};
 pub use table::GcraTable;
 

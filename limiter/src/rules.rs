@@ -87,11 +87,17 @@ impl Limiter {
     ) -> Result<Limiter, RuleError> {
         let checked = rule::check(rules, weights, config)?;
         // Everything is valid from here on: a lease that is kept changes for both limiters.
+        let previous = |rule: &Rule| self.rules.iter().find(|state| state.rule.continues(rule)).map(|state| &**state);
         let states = checked.into_iter().enumerate().map(|(index, checked)| {
-            let previous = self.rules.iter().find(|state| state.rule.continues(&checked.rule));
-            RuleState::build(index, previous.map(|state| &**state), checked, config, now).map(Arc::new)
+            RuleState::build(index, previous(&checked.rule), checked, config, now).map(Arc::new)
         });
-        Ok(Limiter { rules: states.collect::<Result<_, _>>()?, denial_log: Arc::clone(&self.denial_log) })
+        let rules = states.collect::<Result<Box<[_]>, _>>()?;
+        for state in &rules {
+            if let Some(previous) = previous(&state.rule) {
+                state.take_over(previous, now);
+            }
+        }
+        Ok(Limiter { rules, denial_log: Arc::clone(&self.denial_log) })
     }
 
     /// The rules that a route names, ordered from narrow to wide scope whatever their order there.

@@ -4,6 +4,9 @@
 //! microseconds. Invariants: a backlog is rounded up, so that a key that returns is admitted less
 //! and never more; the newest key stays, and of all others those with the highest demand.
 
+use super::gcra::BacklogScale;
+use crate::clock::MonotonicTime;
+
 /// Together with their lock and the two cache lines of a set, 440 bytes per seven keys.
 const ENTRIES: usize = 42;
 /// A unit of time is 2^16 nanoseconds.
@@ -114,6 +117,21 @@ impl EvictedSketch {
             let units = u32::try_from(nanos >> UNIT_BITS).unwrap_or(u32::MAX);
             self.ends[index] = self.ends[index].saturating_sub(units);
         }
+    }
+
+    /// Converts all backlogs for another quota. Returns the latest end, in nanoseconds since the
+    /// clock's origin.
+    pub(super) fn rescale(&mut self, scale: BacklogScale, now: MonotonicTime) -> u64 {
+        self.rebase(now.nanos());
+        let age = self.epoch_age(now.nanos());
+        for end in &mut self.ends {
+            if let Some(units) = u64::from(*end).checked_sub(age).filter(|units| *units > 0) {
+                let scaled = scale.backlog(units << UNIT_BITS).div_ceil(1 << UNIT_BITS);
+                *end = age.saturating_add(scaled).min(END_MAX) as u32;
+            }
+        }
+        let latest = self.ends.iter().max().copied().unwrap_or_default();
+        self.epoch.saturating_add(u64::from(latest)) << UNIT_BITS
     }
 
     fn write(&mut self, index: usize, tag: u16, backlog: KeyBacklog) {

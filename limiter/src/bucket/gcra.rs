@@ -66,6 +66,11 @@ impl Gcra {
         self.spendable_nanos.saturating_sub(backlog_nanos) / self.interval_nanos
     }
 
+    /// The arrival time of a cell that has nothing left.
+    pub(super) fn latest_tat(&self, now: MonotonicTime) -> u64 {
+        now.nanos().saturating_add(self.burst_nanos)
+    }
+
     pub(super) fn cost_nanos(&self, cost: Cost) -> u64 {
         self.interval_nanos.saturating_mul(u64::from(cost.tokens().get()))
     }
@@ -99,6 +104,36 @@ impl Gcra {
             Ok(Err(denied)) => Err(throttled(denied.wait_time_from(FixedClock.now()))),
             Err(_) => Err(throttled(Duration::MAX)),
         }
+    }
+}
+
+/// How a reload converts backlogs: by the times that one token takes to refill.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BacklogScale {
+    /// In nanoseconds.
+    before: u64,
+    /// In nanoseconds.
+    after: u64,
+    /// The largest backlog under the new quota, in nanoseconds.
+    longest: u64,
+}
+
+impl BacklogScale {
+    /// `None`: backlogs stay as they are.
+    pub(crate) fn between(before: Quota, after: Quota) -> Option<BacklogScale> {
+        let [before, interval] = [before, after].map(|quota| quota.rate().interval_nanos());
+        let longest = interval * u64::from(after.burst().get());
+        (before != interval).then_some(BacklogScale { before, after: interval, longest })
+    }
+
+    /// Rounded up: no token is gained.
+    pub(super) fn backlog(self, nanos: u64) -> u64 {
+        let scaled = (u128::from(nanos) * u128::from(self.after)).div_ceil(u128::from(self.before));
+        u64::try_from(scaled).unwrap_or(u64::MAX).min(self.longest)
+    }
+
+    fn tat(self, tat: u64, now: MonotonicTime) -> u64 {
+        if tat > now.nanos() { now.nanos().saturating_add(self.backlog(tat - now.nanos())) } else { tat }
     }
 }
 
@@ -141,6 +176,17 @@ impl StateStore for CapturingStore<'_> {
     {
         let mut tat = self.cell.0.load(Ordering::Acquire);
         loop {
+            // A backlog that is longer than this quota's burst ends within one from now on.
+            let longest = self.gcra.latest_tat(self.now);
+            if tat > longest {
+                match self.cell.0.compare_exchange_weak(tat, longest, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => tat = longest,
+                    Err(changed) => {
+                        tat = changed;
+                        continue;
+                    }
+                }
+            }
             let backlog_nanos = GcraCell::backlog_at(tat, self.gcra, self.now);
             self.backlog_nanos.set(backlog_nanos);
             let (outcome, next) = decide(Some(Nanos::new(backlog_nanos)))?;
@@ -177,7 +223,7 @@ impl GcraCell {
         self.backlog_nanos(gcra, now).saturating_add(gcra.cost_nanos(cost)) <= gcra.spendable_nanos
     }
 
-    /// The result that [`GcraCell::commit`] would return; writes nothing.
+    /// The result that [`GcraCell::commit`] would return; charges nothing.
     pub fn peek(&self, gcra: &Gcra, cost: Cost, now: MonotonicTime) -> Result<Headroom, Throttled> {
         gcra.decide(self, cost, now, GcraOperation::Peek)
     }
@@ -203,6 +249,11 @@ impl GcraCell {
         self.0.update(Ordering::AcqRel, Ordering::Acquire, charged);
     }
 
+    /// Converts the backlog for another quota: what was spent stays spent.
+    pub(crate) fn rescale(&self, scale: BacklogScale, now: MonotonicTime) {
+        self.0.update(Ordering::AcqRel, Ordering::Acquire, |tat| scale.tat(tat, now));
+    }
+
     /// The theoretical arrival time, in nanoseconds since the clock's origin.
     pub(super) fn tat(&self) -> u64 {
         self.0.load(Ordering::Acquire)
@@ -214,7 +265,7 @@ impl GcraCell {
 
     /// TAT minus now, at most a whole burst: after a reload that shrinks the burst, or a change of
     /// the subject's class, the old arrival time must not deny the subject for longer than the new
-    /// quota takes to refill.
+    /// quota takes to refill. So a decision also shortens the arrival time itself.
     fn backlog_at(tat: u64, gcra: &Gcra, now: MonotonicTime) -> u64 {
         tat.saturating_sub(now.nanos()).min(gcra.burst_nanos)
     }

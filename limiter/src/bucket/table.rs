@@ -17,6 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use foldhash::quality::RandomState;
 
 use super::evicted::{EvictedSketch, KeyBacklog, TimeBase};
+use super::gcra::BacklogScale;
 use super::{Gcra, GcraCell, Headroom, Throttled};
 use crate::clock::MonotonicTime;
 use crate::quota::{Cost, KeyHash};
@@ -114,6 +115,19 @@ impl GcraTable {
         resized
     }
 
+    /// Converts all backlogs for another quota: what was spent stays spent.
+    pub(crate) fn rescale(&self, scale: BacklogScale, now: MonotonicTime) {
+        for (set, evicted) in self.sets.iter().zip(&self.evicted) {
+            let mut set = set.lock();
+            set.slots.iter().for_each(|slot| slot.cell.rescale(scale, now));
+            // A token is shorter than any backlog that matters here.
+            if set.has_evicted(TimeBase { now_nanos: now.nanos(), token_nanos: 1 }) {
+                let latest = lock(evicted).rescale(scale, now);
+                set.extend_evicted_until(latest);
+            }
+        }
+    }
+
     /// The number of cells.
     pub fn capacity(&self) -> usize {
         self.sets.len() * WAYS
@@ -144,7 +158,7 @@ impl GcraTable {
         match set.cell(location) {
             Some(cell) => cell.peek(gcra, cost, now),
             None => {
-                let (cell, _) = self.evicted_cell(&set, location, time_base(gcra, now));
+                let (cell, _) = self.evicted_cell(&set, location, (gcra, now));
                 cell.peek(gcra, cost, now).inspect_err(|_| self.record_denial(location))
             }
         }
@@ -165,7 +179,7 @@ impl GcraTable {
         if let Some(cell) = set.cell(location) {
             return cell.commit(gcra, cost, now);
         }
-        let (cell, denials) = self.evicted_cell(&set, location, time_base(gcra, now));
+        let (cell, denials) = self.evicted_cell(&set, location, (gcra, now));
         let headroom = cell.commit(gcra, cost, now).inspect_err(|_| self.record_denial(location))?;
         let backlog = KeyBacklog { tat_nanos: cell.tat(), denials };
         self.insert(&mut set, location, backlog, time_base(gcra, now));
@@ -181,7 +195,7 @@ impl GcraTable {
         if let Some(cell) = set.cell(location) {
             return cell.charge(gcra, cost, now);
         }
-        let (cell, denials) = self.evicted_cell(&set, location, time_base(gcra, now));
+        let (cell, denials) = self.evicted_cell(&set, location, (gcra, now));
         cell.charge(gcra, cost, now);
         let backlog = KeyBacklog { tat_nanos: cell.tat(), denials };
         self.insert(&mut set, location, backlog, time_base(gcra, now));
@@ -209,15 +223,24 @@ impl GcraTable {
     }
 
     /// A cell for a key that has none, and its denials: with the backlog that the sketch holds,
-    /// else with the whole burst.
+    /// else with the whole burst. A backlog that is longer than the burst is shortened there too.
     #[cold]
-    fn evicted_cell(&self, set: &LockedSet<'_>, location: KeyLocation, time: TimeBase) -> (GcraCell, u8) {
-        let evicted = if set.has_evicted(time) {
-            lock(&self.evicted[location.set_index]).find(location.tag(), time)
-        } else {
-            None
-        };
-        let backlog = evicted.unwrap_or_default();
+    fn evicted_cell(
+        &self,
+        set: &LockedSet<'_>,
+        location: KeyLocation,
+        (gcra, now): (&Gcra, MonotonicTime),
+    ) -> (GcraCell, u8) {
+        let (time, longest) = (time_base(gcra, now), gcra.latest_tat(now));
+        if !set.has_evicted(time) {
+            return (GcraCell::default(), 0);
+        }
+        let mut evicted = lock(&self.evicted[location.set_index]);
+        let found = evicted.find(location.tag(), time).unwrap_or_default();
+        let backlog = KeyBacklog { tat_nanos: found.tat_nanos.min(longest), ..found };
+        if backlog != found {
+            evicted.insert_newest(location.tag(), backlog, time);
+        }
         (GcraCell::with_tat(backlog.tat_nanos), backlog.denials)
     }
 

@@ -10,7 +10,7 @@ use super::config::LimiterConfig;
 use super::overrides::{Override, OverrideSlot};
 use super::rule::{CheckedRule, Rule, RuleError, Scope, UserClass};
 use super::subject::{LimitRequest, Subject};
-use crate::bucket::{Gcra, GcraCell, GcraTable, Headroom, Throttled};
+use crate::bucket::{BacklogScale, Gcra, GcraCell, GcraTable, Headroom, Throttled};
 use crate::clock::MonotonicTime;
 use crate::lease::Lease;
 use crate::quota::{Cost, Fraction, KeyHash, Mode, Quota};
@@ -89,6 +89,19 @@ impl RuleState {
             }
         };
         Ok(RuleState { index, bit: 1 << index, salt: salt(&rule.name), rule, costs_max, override_slot, counter })
+    }
+
+    /// Converts the backlogs that `previous` has left, once all rules are built: what was spent
+    /// stays spent. A decision of `previous` after that leaves a backlog that is too long or too
+    /// short, by one burst at most.
+    pub(super) fn take_over(&self, previous: &RuleState, now: MonotonicTime) {
+        let Some(scale) = BacklogScale::between(previous.rule.quota, self.rule.quota) else { return };
+        match &self.counter {
+            RuleCounter::Keyed { table, .. } => table.rescale(scale, now),
+            RuleCounter::Node { cell, .. } => cell.rescale(scale, now),
+            // A lease converts by itself.
+            RuleCounter::Cluster { .. } => {}
+        }
     }
 
     /// Whether it may apply to any subject, by its own mode or by that of an override, even one

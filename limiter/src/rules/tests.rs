@@ -221,6 +221,74 @@ fn a_reload_keeps_the_state_of_rules_with_the_same_name_scope_and_key() {
     }
 }
 
+/// Spends 30 tokens of a rule, changes the rule, and returns what is left then.
+fn left_after_reload(scope: Scope, before: (&str, u32), after: (&str, u32), keys: usize) -> u64 {
+    let caller = subject(1, Some(1));
+    let first = limiter(vec![rule("a", scope, before.0, before.1)]);
+    let rules = first.rule_set(["a"]).unwrap();
+    for _ in 0..30 {
+        allowed(rules.decide(&caller, Cost::ONE, at(0)));
+    }
+    let changed = LimiterConfig { keys: NonZeroUsize::new(keys).unwrap(), ..config() };
+    let second = first.rebuild(vec![rule("a", scope, after.0, after.1)], &weights(), changed, at(0)).unwrap();
+    left(&second, "a", &caller)
+}
+
+#[test]
+fn tokens_that_were_spent_stay_spent_when_a_rate_changes() {
+    for scope in [Scope::Node, Scope::Device, Scope::User] {
+        for keys in [1_000, 5_000] {
+            let left = |before, after| left_after_reload(scope, before, after, keys);
+            assert_eq!(left(("1/s", 60), ("1000/s", 1_000)), 970, "raised");
+            assert_eq!(left(("10/d", 100), ("100/s", 200)), 170, "raised by 864,000");
+            assert_eq!(left(("1000/h", 100), ("1000/m", 100)), 70, "the burst stays");
+            assert_eq!(left(("100/s", 100), ("1/h", 100)), 70, "lowered");
+            assert_eq!(left(("100/s", 100), ("1/h", 20)), 0, "below what was spent");
+            assert_eq!(left(("1/s", 60), ("1/s", 90)), 60, "the burst alone");
+        }
+    }
+}
+
+#[test]
+fn backlog_of_another_class_denies_no_longer_than_the_own_burst_takes() {
+    let limits = limiter(vec![rule("a", Scope::Device, "1/h", 10)]);
+    let rules = limits.rule_set(["a"]).unwrap();
+    let slow = subject(1, None);
+    for _ in 0..10 {
+        allowed(rules.decide(&slow, Cost::ONE, at(0)));
+    }
+    // Twice the rate and the burst: 20 tokens take as long as 10 of the other class.
+    let fast = Subject { class: UserClass(1), ..slow };
+    assert_eq!(denied(rules.decide(&fast, Cost::ONE, at(0))).retry_after, Duration::from_secs(1_800));
+    let limits = limits.rebuild(vec![rule("a", Scope::Device, "1/h", 2)], &weights(), config(), at(0)).unwrap();
+    let rules = limits.rule_set(["a"]).unwrap();
+    let (hour, retry) = (3_600_000, denied(rules.decide(&slow, Cost::ONE, at(0))).retry_after);
+    assert_eq!(retry, Duration::from_secs(3_600));
+    allowed(rules.decide(&slow, Cost::ONE, at(hour)));
+}
+
+#[test]
+fn evicted_callers_keep_what_they_have_spent_when_a_rate_changes() {
+    let small = LimiterConfig { keys: NonZeroUsize::new(1).unwrap(), ..config() };
+    let first = Limiter::new(vec![rule("a", Scope::Device, "10/d", 20)], &weights(), small, at(0)).unwrap();
+    let rules = first.rule_set(["a"]).unwrap();
+    for number in 0..30 {
+        for _ in 0..15 {
+            allowed(rules.decide(&subject(number, None), Cost::ONE, at(0)));
+        }
+    }
+    let second = first.rebuild(vec![rule("a", Scope::Device, "100/s", 40)], &weights(), small, at(0)).unwrap();
+    for number in 0..30 {
+        let left = left(&second, "a", &subject(number, None));
+        // A backlog in the sketch is rounded up.
+        assert!((24..=25).contains(&left), "{number}: {left}");
+    }
+    let rules = second.rule_set(["a"]).unwrap();
+    for number in 0..30 {
+        allowed(rules.decide(&subject(number, None), Cost::ONE, at(0)));
+    }
+}
+
 #[test]
 fn a_rejected_reload_changes_nothing() {
     let before = limiter(vec![rule("cluster", Scope::Cluster, "1/h", 5)]);
