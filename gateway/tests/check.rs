@@ -34,6 +34,18 @@ fn write_pair(dir: &TempDir, name: &str, year: i32) {
 }
 
 #[test]
+fn largest_tables_of_limits_are_checked_without_their_memory() {
+    let dir = TempDir::new();
+    let limit = "[limits.a]\ntier = \"device\"\nrate = \"10/s\"\nburst = 10\nkeys = 16777216\n";
+    dir.write("c.toml", &format!("{MINIMAL}limits = [\"a\"]\n{limit}"));
+    // Each has a GiB.
+    let command = format!("ulimit -v 800000; exec {:?} check c.toml", tidegate().get_program());
+    let (is_valid, text) =
+        said(Command::new("sh").args(["-c", &command]).current_dir(dir.path()).output().expect("sh"));
+    assert!(is_valid, "{text}");
+}
+
+#[test]
 fn certificates_are_loaded_as_a_start_does() {
     let dir = TempDir::new();
     write_pair(&dir, "a", 4_000);

@@ -713,6 +713,9 @@ fn urgent_response_overtakes_a_large_one_that_is_under_way() {
     // The gateway sends until nothing more is accepted.
     std::thread::sleep(Duration::from_millis(500));
     get_with(3, "/urgent", "u=0");
+    // The gateway has the response before more of the other one is read.
+    server.origin.wait_for_requests(2);
+    std::thread::sleep(Duration::from_millis(300));
     let (mut before, mut urgent) = (0, Vec::new());
     while urgent.is_empty() {
         let frame = client.expect(DATA);

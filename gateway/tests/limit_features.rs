@@ -171,6 +171,38 @@ fn admitted_rates_match_weights_within_one_percent() {
     }
 }
 
+// Reloads.
+
+#[test]
+fn raised_limit_passes_at_once_and_a_reload_builds_no_second_table() {
+    let origin = origin();
+    let device = "[limits.device]\ntier = \"device\"\nrate = \"10/d\"\nburst = 20\nkeys = 2000000\n";
+    let node = "[limits.node]\ntier = \"node\"\nrate = \"60/h\"\nburst = 60\n";
+    let config = one_route(
+        origin.address,
+        "cache = { mode = \"off\" }\nlimits = [\"device\", \"node\"]",
+        &format!("[log]\naccess = \"off\"\n{TRUSTING}{device}{node}"),
+    );
+    let gateway = Gateway::start(&config);
+    let mut client = gateway.connect();
+    assert_eq!(passed(&mut client, "/", &[("x-device", "a")], 22), 20);
+    let peak = peak_memory(&gateway);
+    let raised = config.replace("10/d", "100/s").replace("burst = 20", "burst = 40").replace("60/h", "6000/h");
+    gateway.rewrite(&raised);
+    wait_for(|| json(&gateway, "GET", "/api/v1/limits").1["rules"][0]["burst"] == 40, 5 * SECOND);
+    assert_eq!(passed(&mut client, "/", &[("x-device", "a")], 20), 20, "20 of 40 are left, and 40 of 60");
+    // One table has 120 MiB.
+    let grown = peak_memory(&gateway).saturating_sub(peak);
+    assert!(grown < 60 << 20, "{} MiB more for a reload", grown >> 20);
+}
+
+/// The most memory that the gateway has had, in bytes.
+fn peak_memory(gateway: &Gateway) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process.id())).expect("a live process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches(" kB").parse::<usize>().expect("a number") << 10
+}
+
 // Overrides.
 
 #[test]

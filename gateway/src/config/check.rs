@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use limiter::{
-    Cost, LeaseConfig, LeaseSource, Limiter, LimiterConfig, MonotonicTime, Percent, RuleError, Scope, Weight,
+    Cost, LeaseConfig, LeaseSource, Limiter, LimiterConfig, MonotonicTime, Percent, Rule, RuleError, Scope, Weight,
 };
 
 use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
@@ -343,11 +343,15 @@ fn build_limiters(draft: &ConfigDraft, context: &ReadContext<'_>) -> Vec<Option<
     let weights: Vec<Weight> = limit.weights.iter().filter_map(|(_, weight)| Weight::try_from(*weight).ok()).collect();
     let lease_source = if draft.regions.is_some() { LeaseSource::Backend } else { LeaseSource::LocalFallback };
     let nodes = NonZeroU32::new(limit.nodes).unwrap_or(NonZeroU32::MIN);
-    // These limiters decide no requests: one key is enough.
+    // These limiters decide no requests: one key is enough, also for rules that name their own
+    // number, whose range is checked as it is read. Tables of 16 million keys take a GiB.
     let config = LimiterConfig { keys: NonZeroUsize::MIN, lease: LeaseConfig::new(0, nodes, lease_source) };
     let build = |rules| Limiter::new(rules, &weights, config, MonotonicTime::default());
     // An invalid `per_address` has already been reported.
-    let rules = |config: &RuleConfig| config.limiter_rules().map_or_else(|_| Vec::new(), Iterator::collect);
+    let rules = |config: &RuleConfig| -> Vec<Rule> {
+        let rules = config.limiter_rules();
+        rules.map_or_else(|_| Vec::new(), |rules| rules.map(|rule| Rule { keys: None, ..rule }).collect())
+    };
     let limiters = limit.rules.iter().zip(&draft.rules).map(|(config, at)| {
         build(rules(config)).map_err(|error| context.error(at, rule_problem(&error, &limit.weights))).ok()
     });

@@ -40,7 +40,7 @@ mod receive;
 mod relief;
 pub mod fuzzing;
 
-pub(crate) use abuse::{FrameAbuse, is_flooding};
+pub(crate) use abuse::{FrameAbuse, Http2Client, is_flooding};
 pub(crate) use client_clock::ClientClock;
 pub(crate) use connection::Http2Connection;
 pub(crate) use frame::Http2ErrorCode;

@@ -26,7 +26,8 @@ use crate::http::HttpLimits;
 use crate::http::buffer::ReadBuffer;
 use crate::http::deadline::ResettableDeadline;
 use crate::http::h2::{
-    FrameAbuse, Http2Connection, Http2ErrorCode, ReceiveEnd, describe_unread, refused_streams, reserved_bytes,
+    FrameAbuse, Http2Client, Http2Connection, Http2ErrorCode, ReceiveEnd, describe_unread, refused_streams,
+    reserved_bytes,
 };
 use crate::http::message::{Response, Scheme};
 use crate::http::refusal::RequestRefusal;
@@ -79,9 +80,14 @@ pub(crate) async fn serve(
     peer: ConnectionPeer,
     scheme: Scheme,
 ) {
-    let limits = context.snapshot.load().http.clone();
+    let (limits, client) = {
+        let snapshot = context.snapshot.load();
+        // The address of a PROXY protocol header is that of one client.
+        let is_trusted_proxy = peer.proxy().is_none() && snapshot.identity.is_trusted_proxy(peer.ip);
+        (snapshot.http.clone(), Http2Client { address: peer.ip, is_trusted_proxy })
+    };
     io.limit_unsent(UNSENT_MAX);
-    let h2 = Http2Connection::new((io, received), peer.ip, limits.clone());
+    let h2 = Http2Connection::new((io, received), client, limits.clone());
     let drain = context.drain_guard();
     let shared = StreamContext::new(context, peer, scheme);
     let mut driver = Driver::new(Rc::clone(&h2), limits, drain, Rc::clone(&shared));

@@ -3,7 +3,8 @@
 //! gateway is made to reset.
 //!
 //! Requests and responses explain some of them. An address whose connection was ended for such
-//! frames has a smaller allowance on its next connections.
+//! frames has a smaller allowance on its next connections, and is refused at last; that of a trusted
+//! proxy stands for all its clients, and has neither.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -101,6 +102,13 @@ pub(crate) fn is_flooding(address: IpAddr) -> bool {
     suspect(address, is_flooding).unwrap_or(false)
 }
 
+/// The address of a client, and whether it is that of a trusted proxy.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Http2Client {
+    pub(crate) address: IpAddr,
+    pub(crate) is_trusted_proxy: bool,
+}
+
 /// How many frames of a kind are unexplained.
 struct FrameBudget {
     burst_max: u32,
@@ -131,7 +139,7 @@ impl FrameBudget {
 
 /// The unexplained frames of one connection.
 pub(super) struct FrameCounts {
-    address: IpAddr,
+    client: Http2Client,
     control: FrameBudget,
     /// WINDOW_UPDATE frames that the client may still send for what it was sent, in bytes. A client
     /// may send them long after the bytes, as its application reads.
@@ -141,11 +149,12 @@ pub(super) struct FrameCounts {
 }
 
 impl FrameCounts {
-    /// The counts of a new connection from `address`.
-    pub(super) fn new(address: IpAddr) -> Self {
-        let burst_max = if suspect(address, |_| ()).is_some() { SUSPECT_BURST_MAX } else { BURST_MAX };
+    /// The counts of a new connection.
+    pub(super) fn new(client: Http2Client) -> Self {
+        let is_suspect = !client.is_trusted_proxy && suspect(client.address, |_| ()).is_some();
+        let burst_max = if is_suspect { SUSPECT_BURST_MAX } else { BURST_MAX };
         let budget = || FrameBudget { burst_max, spent: 0, refilled_at: Instant::now() };
-        FrameCounts { address, control: budget(), window_bytes: 0, resets: budget(), abuse: None }
+        FrameCounts { client, control: budget(), window_bytes: 0, resets: budget(), abuse: None }
     }
 
     /// The kind of frames that the client sent too many of, if it did.
@@ -198,7 +207,9 @@ impl FrameCounts {
     fn note(&mut self, kind: FrameAbuse, is_too_many: bool) -> bool {
         if is_too_many && self.abuse.is_none() {
             self.abuse = Some(kind);
-            record_suspect(self.address);
+            if !self.client.is_trusted_proxy {
+                record_suspect(self.client.address);
+            }
         }
         is_too_many
     }
@@ -208,6 +219,10 @@ impl FrameCounts {
 mod tests {
     use super::*;
 
+    fn counts_of(address: IpAddr) -> FrameCounts {
+        FrameCounts::new(Http2Client { address, is_trusted_proxy: false })
+    }
+
     fn charges_until_abuse(counts: &mut FrameCounts, mut charge: impl FnMut(&mut FrameCounts) -> bool) -> usize {
         (1..1_000).find(|_| charge(counts)).unwrap_or(usize::MAX)
     }
@@ -216,13 +231,13 @@ mod tests {
     async fn floods_end_within_200_frames_and_sooner_the_next_time() {
         for (number, charge) in [FrameCounts::charge_control, FrameCounts::charge_reset].into_iter().enumerate() {
             let address = IpAddr::from([192, 0, 2, u8::try_from(number).expect("few")]);
-            let first = charges_until_abuse(&mut FrameCounts::new(address), charge);
-            let second = charges_until_abuse(&mut FrameCounts::new(address), charge);
+            let first = charges_until_abuse(&mut counts_of(address), charge);
+            let second = charges_until_abuse(&mut counts_of(address), charge);
             assert_eq!((first, second), (151, 31));
-            let other = charges_until_abuse(&mut FrameCounts::new(IpAddr::from([192, 0, 2, 99])), charge);
+            let other = charges_until_abuse(&mut counts_of(IpAddr::from([192, 0, 2, 99])), charge);
             assert_eq!(other, 151);
             tokio::time::advance(SUSPECT_FOR * 2).await;
-            assert_eq!(charges_until_abuse(&mut FrameCounts::new(address), charge), 151);
+            assert_eq!(charges_until_abuse(&mut counts_of(address), charge), 151);
             tokio::time::advance(SUSPECT_FOR * 2).await;
         }
     }
@@ -233,21 +248,31 @@ mod tests {
         let same_subscriber: IpAddr = "2001:db8::2".parse().expect("an address");
         for _ in 0..FLOODED_CONNECTIONS_MAX {
             assert!(!is_flooding(same_subscriber));
-            charges_until_abuse(&mut FrameCounts::new(address), FrameCounts::charge_control);
+            charges_until_abuse(&mut counts_of(address), FrameCounts::charge_control);
         }
         assert!(is_flooding(same_subscriber) && !is_flooding("2001:db8:0:1::1".parse().expect("an address")));
         tokio::time::advance(REFUSED_FOR).await;
         assert!(!is_flooding(address));
-        charges_until_abuse(&mut FrameCounts::new(address), FrameCounts::charge_control);
+        charges_until_abuse(&mut counts_of(address), FrameCounts::charge_control);
         assert!(is_flooding(address));
         tokio::time::advance(SUSPECT_FOR * 2).await;
-        charges_until_abuse(&mut FrameCounts::new(address), FrameCounts::charge_control);
+        charges_until_abuse(&mut counts_of(address), FrameCounts::charge_control);
         assert!(!is_flooding(address));
     }
 
     #[tokio::test(start_paused = true)]
+    async fn trusted_proxy_is_neither_suspected_nor_refused() {
+        let address = IpAddr::from([192, 0, 2, 55]);
+        for _ in 0..FLOODED_CONNECTIONS_MAX * 2 {
+            let mut counts = FrameCounts::new(Http2Client { address, is_trusted_proxy: true });
+            assert_eq!(charges_until_abuse(&mut counts, FrameCounts::charge_reset), 151);
+            assert!(!is_flooding(address));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn steady_rate_is_no_flood() {
-        let mut counts = FrameCounts::new(IpAddr::from([192, 0, 2, 77]));
+        let mut counts = counts_of(IpAddr::from([192, 0, 2, 77]));
         for _ in 0..2_000 {
             assert!(!counts.charge_control());
             tokio::time::advance(Duration::from_secs(1) / (FRAMES_PER_SECOND / 2)).await;
@@ -256,7 +281,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn windows_may_be_opened_long_after_the_bytes() {
-        let mut counts = FrameCounts::new(IpAddr::from([192, 0, 2, 79]));
+        let mut counts = counts_of(IpAddr::from([192, 0, 2, 79]));
         counts.record_sent(1 << 20);
         let frames = (1 << 20) / BYTES_PER_FRAME;
         for _ in 0..frames {
@@ -264,14 +289,14 @@ mod tests {
         }
         assert_eq!(charges_until_abuse(&mut counts, FrameCounts::charge_window), 151);
         // They explain no other frames.
-        let mut counts = FrameCounts::new(IpAddr::from([192, 0, 2, 80]));
+        let mut counts = counts_of(IpAddr::from([192, 0, 2, 80]));
         counts.record_sent(1 << 20);
         assert_eq!(charges_until_abuse(&mut counts, FrameCounts::charge_control), 151);
     }
 
     #[tokio::test(start_paused = true)]
     async fn requests_and_responses_explain_frames() {
-        let mut counts = FrameCounts::new(IpAddr::from([192, 0, 2, 78]));
+        let mut counts = counts_of(IpAddr::from([192, 0, 2, 78]));
         for _ in 0..2_000 {
             counts.explain_control(2);
             counts.record_response();

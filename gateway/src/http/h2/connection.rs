@@ -7,13 +7,12 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 
-use super::abuse::FrameCounts;
+use super::abuse::{FrameCounts, Http2Client};
 use super::account::{STREAMS_MAX, WINDOW_BASE};
 use super::deferred::DeferredStreams;
 use super::first_window::FirstWindow;
@@ -82,10 +81,14 @@ pub(super) struct ClosedStream {
 }
 
 impl<B: BodySource> Http2Connection<B> {
-    pub(crate) fn new((io, received): (TransportStream, ReadBuffer), address: IpAddr, limits: HttpLimits) -> Rc<Self> {
+    pub(crate) fn new(
+        (io, received): (TransportStream, ReadBuffer),
+        client: Http2Client,
+        limits: HttpLimits,
+    ) -> Rc<Self> {
         let bytes = |size: u64| usize::try_from(size).unwrap_or(usize::MAX);
         let memory = MemoryLimits { process: bytes(limits.http2_memory), address: bytes(limits.http2_memory_per_ip) };
-        let shared = ConnectionShared::new(MemoryBudget::new(address, memory));
+        let shared = ConnectionShared::new(MemoryBudget::new(client.address, memory));
         let connection = Http2Connection {
             io,
             receiver: RefCell::new(Receiver { buffer: received, state: ReceiveState::new() }),
@@ -95,7 +98,7 @@ impl<B: BodySource> Http2Connection<B> {
             streams: RefCell::default(),
             withheld: WithheldWindow::default(),
             closed: RefCell::default(),
-            counts: RefCell::new(FrameCounts::new(address)),
+            counts: RefCell::new(FrameCounts::new(client)),
             write_timer: RefCell::new(WriteTimer::new(limits.idle_timeout)),
             sent_bytes: Cell::new(0),
             read_at: Cell::new(Instant::now()),

@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use tokio::net::TcpStream;
 
+use super::abuse::Http2Client;
 use super::connection::Http2Connection;
 use super::frame::Http2ErrorCode;
 use super::memory_budget::reserved_bytes;
@@ -178,7 +179,11 @@ async fn run(input: &[u8], piece: usize) -> io::Result<FuzzedConnection> {
     let io = TransportStream::plain(TcpStream::from_std(server)?);
     let (limits, reserved) = (HttpLimits::default(), reserved_bytes());
     let mut server = FuzzedServer {
-        h2: Http2Connection::new((io, ReadBuffer::default()), IpAddr::V4(Ipv4Addr::LOCALHOST), limits.clone()),
+        h2: Http2Connection::new(
+            (io, ReadBuffer::default()),
+            Http2Client { address: IpAddr::V4(Ipv4Addr::LOCALHOST), is_trusted_proxy: false },
+            limits.clone(),
+        ),
         limits,
         request: Request::default(),
         exchanges: Vec::new(),

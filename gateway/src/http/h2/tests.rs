@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use tokio::net::TcpStream;
 
+use super::abuse::Http2Client;
 use super::account::STREAMS_MAX;
 use super::connection::{Http2Connection, OUT_READ_MAX};
 use super::frame::{self, FrameHead, HEAD_LEN, PREFACE, WINDOW_MAX};
@@ -57,7 +58,14 @@ fn connection() -> (UnixStream, Rc<Http2Connection<ShortBody>>) {
     // The engine uses calls that every stream socket has.
     let server = std::net::TcpStream::from(std::os::fd::OwnedFd::from(server));
     let io = TransportStream::plain(TcpStream::from_std(server).expect("a runtime"));
-    (client, Http2Connection::new((io, ReadBuffer::default()), IpAddr::V4(Ipv4Addr::LOCALHOST), HttpLimits::default()))
+    (
+        client,
+        Http2Connection::new(
+            (io, ReadBuffer::default()),
+            Http2Client { address: IpAddr::V4(Ipv4Addr::LOCALHOST), is_trusted_proxy: false },
+            HttpLimits::default(),
+        ),
+    )
 }
 
 /// Sends a request, and the preface before the first one.
