@@ -8,8 +8,8 @@
 //! result and needs no clock. docs/limits.md specifies which keys a table keeps when there are more
 //! keys than cells; docs/adr/0008-keyed-limits-under-flood.md has the measurements.
 
-mod evicted;
 mod gcra;
+mod evicted;
 mod table;
 #[cfg(test)]
 mod tests;

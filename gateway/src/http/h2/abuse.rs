@@ -3,8 +3,8 @@
 //! gateway is made to reset.
 //!
 //! Requests and responses explain some of them. An address whose connection was ended for such
-//! frames has a smaller allowance on its next connections, and is refused at last; that of a trusted
-//! proxy stands for all its clients, and has neither.
+//! frames has a smaller allowance on its next connections, and is refused at last; that of a
+//! trusted proxy stands for all its clients, and has neither.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
