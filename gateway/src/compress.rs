@@ -10,5 +10,5 @@ mod body;
 
 pub(crate) use accept_encoding::preferred_coding;
 pub(crate) use body::{CompressedBody, FlushPolicy, count_input, expose};
-pub(crate) use eligibility::{CompressConfig, TypePattern, mark_variant, weaken_validator, write_coding};
+pub(crate) use eligibility::{CompressConfig, TypePattern, describe_form, mark_variant, write_coding};
 pub(crate) use encoder::{Effort, compress_whole};

@@ -135,7 +135,10 @@ pub(crate) fn receive(request: &mut Request, underscores: UnderscorePolicy) {
         request.upgrade = offered_protocols(request);
     }
     let nominated = nominated(&request.fields);
-    request.fields.retain_received(|field| !is_hop_by_hop(field, &nominated));
+    // The trailers of such a body pass, and some servers read only those that are announced.
+    let has_trailers = request.length == BodyLength::Streamed;
+    let is_announcement = |field: Field<'_>| has_trailers && field.known == Some(KnownField::Trailer);
+    request.fields.retain_received(|field| is_announcement(field) || !is_hop_by_hop(field, &nominated));
 }
 
 /// Removes hop-by-hop fields in place. Call it before adding the gateway's own fields: a hostile

@@ -190,6 +190,54 @@ fn head_is_served_from_a_stored_get() {
     assert_eq!(origin.count(), 1);
 }
 
+/// The HEAD was sent while version `a` was stored; its response matches what is stored since.
+#[test]
+fn response_to_head_does_not_remove_what_was_stored_meanwhile() {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let origin = Origin::start(move |request| match (request.number, request.method.as_str()) {
+        (0, _) => Script::ok(&[("Cache-Control", STALE), ("ETag", "\"a\"")], "a"),
+        (_, "HEAD") => {
+            let fields = [("Cache-Control", "max-age=60"), ("ETag", "\"b\""), ("Content-Length", "1")];
+            Script::new().wait(&opened).head(200, &fields)
+        }
+        _ => Script::ok(&[("Cache-Control", "max-age=60"), ("ETag", "\"b\"")], "b"),
+    });
+    let gateway = cached(&origin);
+    assert_eq!(gateway.get("/a", &[]).text(), "a");
+    let mut client = gateway.connect();
+    client.send(support::client::request("HEAD", "/a", &[], b""));
+    origin.wait_for_requests(2);
+    // Not the request that waits for the HEAD: that one is another method.
+    let no_cache = [("Cache-Control", "no-cache")];
+    assert_eq!(gateway.get("/a", &no_cache).text(), "b");
+    gate.open();
+    assert_eq!(client.read_response_to("HEAD").field("etag"), Some("\"b\""));
+    let next = gateway.get("/a", &[]);
+    assert_eq!((next.text(), next.is_hit(), origin.count()), ("b".into(), true, 3));
+}
+
+#[test]
+fn stale_response_outlives_a_head_that_contradicts_it() {
+    let is_down = Arc::new(AtomicBool::new(false));
+    let down = Arc::clone(&is_down);
+    let origin = Origin::start(move |request| {
+        let etag = if request.number == 0 { "\"a\"" } else { "\"b\"" };
+        match (down.load(Ordering::SeqCst), request.method.as_str()) {
+            (true, _) => Script::reply(500, &[], "down"),
+            (_, "HEAD") => Script::new().head(200, &[("ETag", etag), ("Content-Length", "1")]),
+            _ => Script::ok(&[("Cache-Control", STALE), ("ETag", etag)], "a"),
+        }
+    });
+    let route = "cache = { mode = \"standard\", stale_if_error = \"1m\" }";
+    let gateway = Gateway::start(&one_route(origin.address, route, ""));
+    assert_eq!(gateway.get("/a", &[]).text(), "a");
+    assert_eq!(gateway.request("HEAD", "/a", &[], b"").field("etag"), Some("\"b\""));
+    is_down.store(true, Ordering::SeqCst);
+    let stale = gateway.get("/a", &[]);
+    assert_eq!((stale.status, stale.text()), (200, "a".into()));
+}
+
 #[test]
 fn only_if_cached_is_never_forwarded() {
     let origin = Origin::start(|_| Script::ok(&[("Cache-Control", "max-age=60")], "body"));

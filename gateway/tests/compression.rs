@@ -79,7 +79,9 @@ fn stored_bodies_are_compressed_once_for_each_coding() {
 
 #[test]
 fn head_conditions_and_ranges_fit_the_forms() {
-    let origin = page(&[("Cache-Control", "max-age=60")]);
+    const FIELDS: [(&str, &str); 3] =
+        [("Cache-Control", "max-age=60"), ("Content-Digest", "sha-256=:x:"), ("Content-MD5", "x")];
+    let origin = page(&FIELDS);
     let gateway = Gateway::start(&one_route(origin.address, ROUTE, ""));
     let gzip = ("Accept-Encoding", "gzip");
     gateway.get("/", &[gzip]);
@@ -93,6 +95,10 @@ fn head_conditions_and_ranges_fit_the_forms() {
         let response = not_modified(tag);
         let fields = (response.field("etag"), response.field("vary"), response.field("content-encoding"));
         assert_eq!((response.status, fields), (304, (Some(tag), Some("Accept-Encoding"), None)));
+        // They are those of the plain body.
+        for name in ["content-digest", "content-md5", "accept-ranges"] {
+            assert_eq!(response.field(name).is_some(), !tag.starts_with("W/"), "{name} {tag}");
+        }
     }
     assert_eq!(not_modified("\"v2\"").status, 200);
     let part = gateway.get("/", &[gzip, ("Range", "bytes=5-9")]);

@@ -121,6 +121,23 @@ fn mirror_gets_its_share_of_the_requests_with_their_bodies() {
     let copied = copy.last();
     assert_eq!((copied.method.as_str(), copied.field("x-kind")), ("PUT", Some("a")));
     assert!(copied.body == body && main.last().body == body);
+    // They are calls of their upstream.
+    assert_eq!(gateway.metric("tidegate_upstream_requests_total{upstream=\"other\",result=\"2xx\"}"), 10.0);
+    assert_eq!(gateway.metric("tidegate_upstream_request_duration_seconds_count{upstream=\"other\"}"), 10.0);
+}
+
+#[test]
+fn requests_of_the_canary_are_not_mirrored() {
+    let (main, other) = (origin("main"), origin("other"));
+    let route = "canary = { upstream = \"other\", header = { x-canary = \"1\" } }\n\
+                 mirror = { upstream = \"other\" }\ncache = { mode = \"off\" }";
+    let gateway = Gateway::start(&config(&main, &other, route));
+    for _ in 0..5 {
+        assert_eq!(gateway.get("/canary", &[("x-canary", "1")]).text(), "other");
+    }
+    assert_eq!(gateway.get("/plain", &[]).text(), "main");
+    wait_for(|| mirrored(&gateway, "responded") == 1.0, STEP_TIMEOUT);
+    assert_eq!((main.count(), other.count(), other.last().target.as_str()), (1, 6, "/plain"));
 }
 
 /// Bodies that are too large are forwarded whole, and not copied; so are those that wait for 100.

@@ -154,7 +154,7 @@ fn interim_responses_and_trailers_pass() {
     });
     let gateway = Gateway::start(&config(&h2c(origin.address), "", ""));
     let mut client = gateway.connect();
-    client.send("POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Sum: 7\r\n\r\n");
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\nConnection: TE\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX-Sum: 7\r\n\r\n");
     let hints = client.read_head();
     assert_eq!((hints.status, hints.field("link")), (103, Some("</a.css>")));
     let head = client.read_head();
@@ -162,6 +162,10 @@ fn interim_responses_and_trailers_pass() {
     let rest = String::from_utf8_lossy(&client.read_bytes(29)).into_owned();
     assert!(rest.contains("Some(\"7\")") && rest.contains("x-end: 1"), "{rest}");
     assert_eq!(origin.seen()[0].headers["te"], "trailers");
+    assert_eq!(origin.seen()[0].headers["trailer"], "X-Sum");
+    // A body of a known length has no trailers.
+    gateway.request("POST", "/", &[("Trailer", "X-Sum")], b"abc");
+    assert_eq!(origin.seen()[1].headers.get("trailer"), None);
 }
 
 /// A response may announce its length and still have trailers, as those of gRPC servers do.
@@ -497,7 +501,7 @@ fn head_and_body_have_their_clocks() {
     let mut client = gateway.connect();
     client.send_get("/body", &[]);
     assert_eq!(client.read_head().status, 200);
-    assert_eq!(client.read_to_end(), b"5\r\nbegun", "an incomplete message");
+    assert_eq!(client.read_to_end(), b"5\r\nbegun\r\n", "an incomplete message");
     for clock in ["upstream_head", "upstream_body"] {
         assert_eq!(gateway.metric(&format!("tidegate_timeouts_total{{clock=\"{clock}\"}}")), 1.0, "{clock}");
     }

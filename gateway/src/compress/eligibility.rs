@@ -156,20 +156,26 @@ pub(crate) fn mark_variant(fields: &mut Fields) {
 /// Makes the head that of a body in `coding`, whose length is `None` while it is unknown.
 pub(crate) fn write_coding(coding: ContentCoding, length: Option<u64>, response: &mut Response) {
     response.fields.add(KnownField::ContentEncoding, coding.as_str());
-    response.fields.remove(KnownField::AcceptRanges);
+    describe_form(&mut response.fields);
+    response.length = length.map_or(BodyLength::Streamed, BodyLength::Known);
+}
+
+/// Removes what is true of the origin's body and not of a compressed one: ranges and digests. Makes
+/// its validator weak.
+pub(crate) fn describe_form(fields: &mut Fields) {
+    fields.remove(KnownField::AcceptRanges);
     let digests = |name: &[u8]| {
         [&b"content-md5"[..], b"digest", b"content-digest", b"repr-digest"]
             .iter()
             .any(|digest| name.eq_ignore_ascii_case(digest))
     };
-    response.fields.retain(|field| !digests(field.name));
-    weaken_validator(&mut response.fields);
-    response.length = length.map_or(BodyLength::Streamed, BodyLength::Known);
+    fields.retain(|field| !digests(field.name));
+    weaken_validator(fields);
 }
 
 /// Makes a strong `ETag` weak: the body is another one than the origin named (RFC 9110 section
 /// 8.8.1).
-pub(crate) fn weaken_validator(fields: &mut Fields) {
+fn weaken_validator(fields: &mut Fields) {
     if let Some(tag) = fields.get(KnownField::ETag).filter(|tag| !tag.starts_with(b"W/")) {
         let weak = [b"W/", tag].concat();
         fields.set(KnownField::ETag, weak);

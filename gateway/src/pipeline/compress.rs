@@ -63,7 +63,7 @@ impl RequestContext<'_> {
         }
         if self.response.status == StatusCode::NOT_MODIFIED {
             if self.has_weak_form() {
-                compress::weaken_validator(&mut self.response.fields);
+                compress::describe_form(&mut self.response.fields);
             }
             return body;
         }

@@ -318,16 +318,27 @@ impl RequestContext<'_> {
     }
 
     /// Updates the stored response to GET from a response to HEAD, or removes it as outdated
-    /// (RFC 9111 section 4.3.5).
+    /// (RFC 9111 section 4.3.5). One that is stale stays, for an origin that fails, unless it could
+    /// be served before its validation. One that was stored meanwhile is newer.
     fn update_from_head(&self, fetch: &Fetch, hit: &CacheHit<CacheMeta>) {
         let Some(object) = policy::object(&hit.meta) else { return };
         if self.response.status != StatusCode::OK || self.request.is_authorized() {
             return;
         }
+        let (key, policy) = (fetch.key.as_key(), self.cache_policy());
+        let current = self.worker.view.lookup_local_at(&key, self.now);
+        if current.is_some_and(|current| !Arc::ptr_eq(&current.share(), &hit.share())) {
+            return;
+        }
         let body = hit.body();
         match policy::matches_head(object, body.len() as u64, self.response) {
             None => {}
-            Some(false) => self.worker.view.remove(&self.caller.region, &fetch.key.as_key()),
+            Some(false) => {
+                let freshness = object.freshness_at(hit, self.now, policy);
+                if freshness.is_fresh() || freshness.staleness() < object.stale_while_revalidate_under(policy) {
+                    self.worker.view.remove(&self.caller.region, &key);
+                }
+            }
             Some(true) => {
                 if let Ok(evaluated) = self.evaluate_response(fetch, &policy::freshen(object, self.response)) {
                     self.store_again(fetch, evaluated, body);

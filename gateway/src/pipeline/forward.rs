@@ -243,7 +243,9 @@ impl UpstreamCall<'_> {
     /// status, and by the time since the upstream had the whole request.
     async fn run<'b>(self, request: &Request, body: RequestBody<'b>) -> Result<UpstreamBody<'b>, Error> {
         let UpstreamCall { route, worker, client, weight, kept, deadline, attempts, response, record } = self;
-        let body = match &route.mirror {
+        // Copies are those of the requests that the route's own upstream gets.
+        let mirror = route.mirror.as_ref().filter(|_| !request.is_canary);
+        let body = match mirror {
             None => body,
             Some(mirror) => {
                 let traced = || {

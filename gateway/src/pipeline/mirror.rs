@@ -21,7 +21,7 @@ use crate::metrics::Label as _;
 use crate::route::{Mirror, MirrorResult};
 use crate::spans::{AttemptLog, Phase, TracedWork, WorkEnd};
 use crate::tasks::{self, TaskKind};
-use crate::upstream::{KeptConnections, OutgoingRequest, REPLAY_BYTES_MAX, Upstream};
+use crate::upstream::{CallInProgress, KeptConnections, OutgoingRequest, REPLAY_BYTES_MAX, Upstream, UpstreamResult};
 
 /// Most copies of one thread in progress at a time: a mirror that hangs costs no more.
 const MIRRORED_MAX: usize = 64;
@@ -80,7 +80,6 @@ pub(super) async fn send_copy<'b>(
         return Ok(body);
     };
     let (mut request, upstream, results) = (request.clone(), Arc::clone(&mirror.upstream), Arc::clone(&mirror.results));
-    request.is_canary = false;
     let mut traced = traced();
     if let Some((spans, _)) = &mut traced {
         spans.enter(Phase::Upstream);
@@ -152,7 +151,7 @@ impl MirrorCopy<'_> {
             Some(slot) => slot,
             None => None,
         };
-        let now = Instant::now();
+        let (now, sent_at, requests_sent) = (Instant::now(), Cell::new(None), Cell::new(0_u32));
         let ExchangeTimeouts { head, idle, .. } = upstream.config().timeouts();
         let outgoing = OutgoingRequest {
             request,
@@ -162,13 +161,27 @@ impl MirrorCopy<'_> {
             now,
             total_at: Some(now + TIME_MAX),
             hedges: false,
-            on_sent: &|| {},
+            on_sent: &|| {
+                sent_at.set(Some(Instant::now()));
+                requests_sent.set(requests_sent.get() + 1);
+            },
             attempts,
         };
+        let in_progress = CallInProgress::begin(upstream.stats());
         let call = upstream.call(&outgoing, body).await;
+        in_progress.end(match &call.result {
+            Ok(answered) => UpstreamResult::of_status(answered.head.status),
+            Err(failure) => UpstreamResult::of_error(&failure.error),
+        });
         let Ok(mut exchange) = call.result.map(|answered| answered.exchange) else { return false };
+        let ended = Instant::now();
+        if let (Some(sent_at), 1) = (sent_at.get(), requests_sent.get()) {
+            let took = ended.saturating_duration_since(sent_at);
+            upstream.stats().durations.observe(took);
+            exchange.count_latency(took, ended.into_std());
+        }
         if let Some(slot) = slot {
-            slot.succeed(std::time::Instant::now());
+            slot.succeed(ended.into_std());
         }
         loop {
             match poll_fn(|cx| exchange.poll_fill(cx)).await {
