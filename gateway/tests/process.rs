@@ -271,6 +271,32 @@ fn every_reload_warns_of_settings_that_need_a_restart() {
     assert_eq!(settings().len(), 4, "what runs is what the file says");
 }
 
+/// A setting that needs a restart is in effect nowhere before it: not in the status, the metrics and
+/// the fleet, and not on the dashboard.
+#[test]
+fn settings_that_need_a_restart_are_not_in_effect_in_part() {
+    let rest = "[server]\nnode = \"old\"\nworkers = 1\n[cache]\nmemory = \"64MiB\"\n";
+    let config = one_route(free_address(), "", rest);
+    let gateway = Gateway::start(&config);
+    let new = config.replace("\"old\"", "\"new\"").replace("\"64MiB\"", "\"32MiB\"");
+    gateway.rewrite(&new.replace("workers = 1", "workers = 1\nzone = \"a\""));
+    wait_for(|| gateway.process.stderr.events("reloaded").len() == 1, STEP_TIMEOUT);
+    let events = gateway.process.stderr.events("reload_needs_restart");
+    let settings: Vec<_> = events.iter().map(|event| event["setting"].as_str().expect("text").to_owned()).collect();
+    assert_eq!(settings, ["server.node", "cache.memory"]);
+    let read =
+        |target: &str| -> serde_json::Value { serde_json::from_str(&gateway.admin(target).text()).expect("JSON") };
+    assert_eq!(read("/api/v1/status")["node"], "old");
+    assert!(gateway.admin("/metrics").text().contains("node=\"old\""));
+    let dashboard = &read("/api/v1/dashboard")["state"];
+    assert_eq!((&dashboard["node"], &dashboard["cache"]["bytes_max"]), (&"old".into(), &(64 << 20).into()));
+    for (node, status) in [("old", 200), ("new", 400)] {
+        let target = format!("/api/v1/purge?all=true&node={node}");
+        let purged = Client::connect(gateway.admin).request("POST", &target, &[("host", "localhost")], b"");
+        assert_eq!(purged.status, status, "{}", purged.text());
+    }
+}
+
 /// A log that cannot be written ends no task.
 #[test]
 fn reload_works_with_a_full_standard_error() {
