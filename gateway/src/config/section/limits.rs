@@ -3,14 +3,15 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use limiter::{
-    Fraction, KEYS_PER_RULE_MAX, KeyIndex, Mode, Percent, Quota, QuotaError, Rate, Rule, Scope, WEIGHT_MAX, Weight,
+    Fraction, KEYS_PER_RULE_MAX, KeyIndex, Mode, Percent, Quota, QuotaError, Rate, Rule, Scope, WEIGHT_MAX, WEIGHT_MIN,
+    Weight,
 };
 
 use super::super::constraints;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::suggestion::suggest;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{IntegerRange, OneOf, ParsedString, PositiveNumber};
+use super::super::value_kind::{IntegerRange, NumberRange, OneOf, ParsedString, PositiveNumber};
 use super::bounds::index;
 use super::{formats, identity};
 use crate::identify::{self, IdentitySource, LIMIT_KEYS_MAX};
@@ -19,6 +20,9 @@ use formats::{segment_number, token};
 
 /// A larger burst is a mistake.
 const BURST_MAX: u32 = 100_000_000;
+
+/// The quota of an address is that of a device times this number, as its weight.
+const PER_ADDRESS_MAX: u32 = WEIGHT_MAX as u32;
 
 /// At least one request in a period.
 pub(super) const RATE_PATTERN: &str = "0*[1-9][0-9]*/[smhd]";
@@ -34,7 +38,7 @@ const RATE: ParsedString<Rate> = ParsedString {
 pub(super) fn weights(root: &TableReader<'_>) -> Vec<(String, f64)> {
     let mut weights = limit::LimitConfig::default().weights;
     root.constraint(constraints::names("tiers", formats::NAME_PATTERN));
-    for (name, weight) in root.named_values("tiers", &PositiveNumber(WEIGHT_MAX)) {
+    for (name, weight) in root.named_values("tiers", &NumberRange(WEIGHT_MIN..=WEIGHT_MAX)) {
         if let Err(problem) = formats::parse_name(&name.value) {
             root.context.error(&name.at, problem);
         }
@@ -124,7 +128,7 @@ fn rule(
     let key = table.optional("key", &KEY);
     let keys = table.optional("keys", &IntegerRange(1..=KEYS_PER_RULE_MAX));
     let exposure = table.value_or("headers", &EXPOSURES, HeaderExposure::default());
-    let per_address = table.value_or("per_address", &IntegerRange(0..=1_000_000), DEFAULT_PER_ADDRESS);
+    let per_address = table.value_or("per_address", &IntegerRange(0..=PER_ADDRESS_MAX), DEFAULT_PER_ADDRESS);
     let reserve = reserve(table, weights);
     let (scope, rate, burst) = (scope?, rate?, burst?);
     let quota = match Quota::new(rate.value, NonZeroU32::new(burst.value)?) {

@@ -406,6 +406,33 @@ burst = 5
     assert!(found.iter().any(|fault| fault.contains("limits.device.per_address: rate `5000000/s x 3`")), "{found:?}");
 }
 
+/// The ranges are those of the limiter, so that a value in the range is none that it refuses.
+#[test]
+fn weights_and_devices_per_address_have_the_range_of_the_limiter() {
+    let text = |weight: &str, per_address: &str| {
+        format!(
+            "{MINIMAL}[identity]\ndevice = [\"cookie:id\"]\n[tiers]\ngold = {weight}\n[limits.device]\n\
+             tier = \"device\"\nrate = \"100/s\"\nburst = 1\nper_address = {per_address}\n"
+        )
+    };
+    let of_ranges = |text: &str| {
+        let found = faults(text);
+        found.into_iter().filter(|fault| !fault.contains("no route uses")).collect::<Vec<_>>()
+    };
+    for (weight, per_address) in [("1", "10_000"), ("1", "0"), ("10000", "1"), ("1e-6", "1")] {
+        assert_eq!(of_ranges(&text(weight, per_address)), [""; 0], "{weight} {per_address}");
+    }
+    for (weight, per_address, want) in [
+        ("1", "10_001", "limits.device.per_address: out of range: expected an integer, 0 to 10000"),
+        ("10_001", "1", "tiers.gold: out of range: expected a number from 0.000001 to 10000"),
+        ("1e-7", "1", "tiers.gold: out of range: expected a number from 0.000001 to 10000"),
+        ("nan", "1", "tiers.gold: out of range: expected a number from 0.000001 to 10000"),
+    ] {
+        let found = of_ranges(&text(weight, per_address));
+        assert!(found.len() == 1 && found[0].contains(want), "{weight} {per_address}: {found:?}");
+    }
+}
+
 #[test]
 fn former_key_name_is_accepted_with_a_warning() {
     let (config, warnings) =
