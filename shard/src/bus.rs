@@ -23,9 +23,9 @@
 mod event;
 mod overrides;
 mod script;
+mod members;
 mod subscription;
 mod purge_outbox;
-mod members;
 mod publish_purge;
 mod announce;
 mod invalidate;
@@ -39,7 +39,7 @@ use crate::entry::{EntryMeta, Purge};
 use crate::remote::{ShardFault, TopologyDiscovery};
 use crate::store::Store;
 use event::{BusEvent, EventPayload, StreamPosition};
-use members::{KnownMembers, node_of};
+use members::{KnownMembers, NodeHeartbeat, node_of};
 use overrides::OverrideRegistry;
 use purge_outbox::{LOCAL_ONLY, PurgeOutbox};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -48,9 +48,7 @@ use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use subscription::{
-    CommandHandle, FleetUpdate, HEARTBEAT_INTERVAL, NodeHeartbeat, PurgeMessage, Subscription, TrackedConnection,
-};
+use subscription::{CommandHandle, FleetUpdate, HEARTBEAT_INTERVAL, PurgeMessage, Subscription, TrackedConnection};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::JoinSet;
 use tokio::time::sleep;

@@ -4,7 +4,7 @@
 //! Invariant: at most `MEMBERS_MAX` names are remembered. A name is forgotten when servers respond
 //! without it. A member whose heartbeat arrived after this process joined is not replaced.
 
-use super::subscription::NodeHeartbeat;
+use super::event::StreamPosition;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, PoisonError};
@@ -25,6 +25,14 @@ const LEFT_AFTER: Duration = Duration::from_secs(40);
 /// An earlier process of this node without a heartbeat for longer has ended. Two heartbeats: one
 /// that only hangs is a member again with its next heartbeat.
 const ENDED_AFTER_MS: u64 = 2_000;
+
+/// The last heartbeat of a node on a server: the node's position in the stream, and the time in
+/// milliseconds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NodeHeartbeat {
+    pub(super) position: StreamPosition,
+    pub(super) seen_ms: u64,
+}
 
 /// The nodes of a fleet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -10,7 +10,7 @@
 //! `HEARTBEAT_INTERVAL`, or the subscription ends.
 
 use super::event::{self, BusEvent, EventPayload, OVERRIDE_KIND, StoredOverride, StreamPosition};
-use super::members::EarlierProcesses;
+use super::members::{EarlierProcesses, NodeHeartbeat};
 use super::overrides::{OVERRIDE_DURATION_MAX, OVERRIDES_MAX};
 use super::script::{
     BUS_HASH_TAG, BUS_KEY_PREFIX, EVENTS_KEY, EVENTS_MAX, HEARTBEAT, NODE_EXPIRY_MS, NODES_KEY, OVERRIDES_KEY,
@@ -93,14 +93,6 @@ pub(super) struct PublishedPurge {
     pub(super) number: u64,
     /// Position in the stream; `None` if the server already had the purge.
     pub(super) position: Option<StreamPosition>,
-}
-
-/// The last heartbeat of a node on a server: the node's position in the stream, and the time in
-/// milliseconds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct NodeHeartbeat {
-    pub(super) position: StreamPosition,
-    pub(super) seen_ms: u64,
 }
 
 /// The subscription to one server: the shards on it, its address, and the progress of reading its

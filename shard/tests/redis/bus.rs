@@ -151,8 +151,8 @@ async fn a_disconnected_node_is_unacknowledged_and_catches_up_on_purges() {
     assert_eq!((again.acknowledged_nodes.len(), again.unacknowledged_nodes.len()), (20, 0), "{again:?}");
 }
 
-/// A node that ends without leaving is awaited until a new process of its name has started. A second
-/// process of the same name that is alive is awaited like any other node.
+/// A node that ends without leaving is awaited until a new process of its name has started. A
+/// second process of the same name that is alive is awaited like any other node.
 #[tokio::test]
 async fn a_new_process_replaces_a_crashed_one_of_its_name_but_no_live_one() {
     let server = Server::start();
