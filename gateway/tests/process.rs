@@ -745,6 +745,36 @@ fn renewed_certificate_is_served_without_a_signal() {
     assert_eq!(old_client.get("/a", &[]).text(), "GET /a https \n", "connections outlive the certificate");
 }
 
+/// A file that is missing for a moment, or that must not be read, is like one that cannot be used.
+#[test]
+fn a_missing_certificate_refuses_no_reload_and_no_start() {
+    let (origin, gateway, old) = tls();
+    let reloads = |event: &str| gateway.process.stderr.events(event).len();
+    for (count, name) in [(1, "tls.key"), (2, "tls.crt")] {
+        let (path, kept) = (gateway.dir.path().join(name), gateway.dir.path().join("kept"));
+        std::fs::rename(&path, &kept).expect("a renamed file");
+        wait_for(|| reloads("certificate_refused") == count, STEP_TIMEOUT);
+        wait_for(|| gateway.admin("/ready").text().contains("tls.crt"), STEP_TIMEOUT);
+        let refused = gateway.process.stderr.events("certificate_refused").remove(count - 1);
+        assert!(refused["error"].as_str().expect("text").contains(name), "{refused}");
+        let warning = gateway.process.stderr.events("config_warning").pop().expect("a warning");
+        assert!(warning["fault"].as_str().expect("text").contains(name), "{warning}");
+        let mut client = Client::from_stream(handshake(&gateway, old.clone(), &["http/1.1"]));
+        assert_eq!(client.get("/a", &[]).text(), "GET /a https \n", "the certificate stays in use");
+        std::fs::rename(&kept, &path).expect("a renamed file");
+        wait_for(|| !gateway.admin("/ready").text().contains("tls.crt"), STEP_TIMEOUT);
+    }
+    assert_eq!((reloads("reload_refused"), reloads("config_error")), (0, 0));
+    // A start needs all files.
+    let listen = "[[listen]]\naddress = \"127.0.0.1:0\"\n[listen.tls]\ncertificates = [{ cert = \"tls.crt\", key = \"absent.key\" }]\n";
+    let text = format!("version = 1\n{}", one_route(origin.address, "", listen));
+    let file = gateway.dir.write("other.toml", &text);
+    for command in [&["check"][..], &["run", "--config"]] {
+        let output = tidegate().args(command).arg(&file).output().expect("the command runs");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+    }
+}
+
 #[test]
 fn http_2_serves_get_and_post() {
     let (origin, gateway, _) = tls();

@@ -29,6 +29,9 @@ pub(super) enum ReadPurpose {
     Run,
     /// To find its faults: also those that a start would find later, in files.
     Check,
+    /// To run by it in place of another one: what listeners have loaded from files stays in use
+    /// without the files.
+    Reload,
     /// To print it.
     Print,
 }

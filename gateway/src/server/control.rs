@@ -222,7 +222,7 @@ impl Reloader {
     /// the old snapshot.
     fn reload(&self, file: &Path, trigger: &str, status: &ReloadStatus) {
         let shared = &self.shared;
-        let (mut config, warnings) = match Config::load(file) {
+        let (mut config, warnings) = match Config::reload(file) {
             Ok(loaded) => loaded,
             Err(report) => {
                 let (errors, warnings) = (report.count(FaultSeverity::Error), report.count(FaultSeverity::Warning));
