@@ -365,8 +365,11 @@ events! {
         spans: u64,
         error: &'a dyn Display = display(error)
     } => warn [throttled!()] "spans were not exported";
-    AccessLogFailed = "access_log_failed" { error: &'a dyn Display = display(error) }
-        => error [throttled!()] "access log failed";
+    /// `path`: of the file; none of standard output.
+    AccessLogFailed = "access_log_failed" {
+        path: Option<&'a Path> = path.map(|path| display(path.display())),
+        error: &'a dyn Display = display(error)
+    } => error [throttled!()] "access log failed";
 }
 
 label! {

@@ -33,6 +33,28 @@ fn write_pair(dir: &TempDir, name: &str, year: i32) {
     dir.write(&format!("{name}.key"), &key.serialize_pem());
 }
 
+/// Which of several files cannot be used is part of the message.
+#[test]
+fn unusable_files_of_tls_are_named() {
+    let dir = TempDir::new();
+    write_pair(&dir, "a", 4_000);
+    write_pair(&dir, "b", 4_000);
+    dir.write("empty.pem", "no certificate");
+    let upstream = MINIMAL.replace("http://127.0.0.1", "https://127.0.0.1");
+    let redis = "[redis.regions.default]\nendpoints = [\"rediss://127.0.0.1:1\"]\n[redis.tls]\n";
+    for (base, keys, want) in [
+        (&upstream, "[upstreams.shop.tls]\nca = \"empty.pem\"\n", "empty.pem: no certificate in the file"),
+        (&upstream, "[upstreams.shop.tls]\ncert = \"empty.pem\"\nkey = \"a.key\"\n", "empty.pem: no certificate"),
+        (&upstream, "[upstreams.shop.tls]\ncert = \"a.crt\"\nkey = \"empty.pem\"\n", "empty.pem: not a"),
+        (&upstream, "[upstreams.shop.tls]\ncert = \"a.crt\"\nkey = \"b.key\"\n", "b.key: unusable"),
+        (&MINIMAL.to_owned(), &format!("{redis}ca = \"empty.pem\"\n"), "empty.pem contains no PEM certificate"),
+    ] {
+        let text = format!("{base}{keys}");
+        let (is_valid, said) = check(&dir, &[dir.write("tidegate.toml", &text).to_str().expect("a path")]);
+        assert!(!is_valid && said.contains(want), "{keys}: {said}");
+    }
+}
+
 #[test]
 fn certificates_are_loaded_as_a_start_does() {
     let dir = TempDir::new();

@@ -225,19 +225,20 @@ fn tls_config(table: &TableReader<'_>) -> shard::RedisTlsConfig {
     let pem = |key: &'static str| {
         let path = table.optional(key, &AnyString)?;
         let text = read_file(&table.context.environment, &path.value);
-        text.map(String::into_bytes).map_err(|problem| table.context.error(&path.at, problem)).ok()
+        let text = text.map(String::into_bytes).map_err(|problem| table.context.error(&path.at, problem)).ok()?;
+        Some(Located { value: (path.value, text), at: path.at })
     };
     table.constraint(constraints::needs("cert", "key"));
     table.constraint(constraints::needs("key", "cert"));
     let (ca, cert, key) = (pem("ca"), pem("cert"), pem("key"));
-    for (name, text) in [("ca", &ca), ("cert", &cert)] {
-        let has_one = |text: &Vec<u8>| text.windows(CERTIFICATE_LABEL.len()).any(|window| window == CERTIFICATE_LABEL);
-        if text.as_ref().is_some_and(|text| !has_one(text)) {
-            let problem = ConfigProblem::new(FaultCode::File, "the file contains no PEM certificate");
-            table.context.error(&table.location_of(&[name]), problem);
+    for Located { value: (path, text), at } in [&ca, &cert].into_iter().flatten() {
+        if !text.windows(CERTIFICATE_LABEL.len()).any(|window| window == CERTIFICATE_LABEL) {
+            let problem = ConfigProblem::new(FaultCode::File, format!("{path} contains no PEM certificate"));
+            table.context.error(at, problem);
         }
     }
     if table.has("cert") != table.has("key") {
+    let [ca, cert, key] = [ca, cert, key].map(|file| file.map(|file| file.value.1));
         let problem = ConfigProblem::new(FaultCode::Missing, "`cert` and `key` must be set together");
         table.context.error(&table.at, problem);
     }
