@@ -33,6 +33,16 @@ fn write_pair(dir: &TempDir, name: &str, year: i32) {
     dir.write(&format!("{name}.key"), &key.serialize_pem());
 }
 
+/// The missing variable is the fault; the missing token is its consequence.
+#[test]
+fn a_missing_variable_is_reported_once() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cookbook/kubernetes.toml");
+    let (is_valid, text) =
+        said(tidegate().env_remove("ADMIN_TOKEN").args(["check", example]).output().expect("a command"));
+    assert!(!is_valid && text.contains("ADMIN_TOKEN"), "{text}");
+    assert!(!text.contains("without a token"), "{text}");
+}
+
 /// Which of several files cannot be used is part of the message.
 #[test]
 fn unusable_files_of_tls_are_named() {

@@ -141,12 +141,14 @@ fn rule(
     let key = match (scope.value, key) {
         (Scope::Key, None) => {
             let problem = ConfigProblem::new(FaultCode::Missing, "a limit with `tier = \"key\"` needs a `key`");
-            table.context.error(&table.at, problem.hint(format!("write key = {}", KEY.name)));
+            let problem = problem.hint(format!("write key = {}", KEY.name));
+            table.context.error(&table.at, problem.lacks(&[&table.location_of(&["key"]).path]));
             return None;
         }
         (Scope::Key, Some(source)) if matches!(source.value, IdentitySource::Claim(_)) && identify.tokens.is_none() => {
             let problem = ConfigProblem::new(FaultCode::Missing, "there is no token to read the claim from");
-            table.context.error(&source.at, problem.hint("set `identity.user = { jwt = { ... } }`"));
+            let problem = problem.hint("set `identity.user = { jwt = { ... } }`").lacks(&["identity.user"]);
+            table.context.error(&source.at, problem);
             return None;
         }
         (Scope::Key, Some(source)) => Some(key_index(source.value, &mut identify.keys).or_else(|| {
@@ -166,7 +168,9 @@ fn rule(
     let has_many_devices = scope.value == Scope::Device && (!identify.device.is_empty() || identify.has_fingerprints);
     if table.has("per_address") && !has_many_devices {
         let message = "`per_address` applies to limits with `tier = \"device\"` only, and needs `identity.device` or a listener with TLS";
-        table.context.error(&table.location_of(&["per_address"]), ConfigProblem::bad_value(message));
+        let problem = ConfigProblem::bad_value(message);
+        let tier = table.location_of(&["tier"]).path;
+        table.context.error(&table.location_of(&["per_address"]), problem.lacks(&["identity.device", "listen", &tier]));
     }
     let is_chosen = |source: &IdentitySource| matches!(source, IdentitySource::Header(_) | IdentitySource::Cookie(_));
     if has_many_devices && !table.has("per_address") && per_address > 0 && identify.device.iter().any(is_chosen) {
@@ -180,7 +184,7 @@ fn rule(
     }
     if scope.value == Scope::User && !identify.has_users() {
         let problem = ConfigProblem::new(FaultCode::Risk, "this limit never applies: no request has a user");
-        table.context.warning(&table.at, problem.hint("set `identity.user`"));
+        table.context.warning(&table.at, problem.hint("set `identity.user`").lacks(&["identity.user"]));
     }
     if let Some(keys) = keys.as_ref().filter(|_| matches!(scope.value, Scope::Node | Scope::Cluster)) {
         table.context.error(
@@ -246,7 +250,7 @@ fn reserve(table: &TableReader<'_>, weights: &[(String, f64)]) -> Box<[Fraction]
                 let known: Vec<&str> = weights.iter().map(|(known, _)| known.as_str()).collect();
                 let problem =
                     ConfigProblem::new(FaultCode::UnknownName, format!("unknown user class `{}`", name.value));
-                table.context.error(&name.at, problem.hint(suggest(&name.value, &known)));
+                table.context.error(&name.at, problem.hint(suggest(&name.value, &known)).lacks(&["tiers"]));
             }
         }
     }

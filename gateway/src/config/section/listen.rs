@@ -58,7 +58,7 @@ fn tls(table: &TableReader<'_>, http2: bool) -> tls::TlsConfig {
     if certificates.is_empty() {
         let problem = ConfigProblem::new(FaultCode::Missing, "TLS needs at least one certificate");
         let hint = "write `certificates = [{ cert = \"tls.crt\", key = \"tls.key\" }]`";
-        table.context.error(&table.at, problem.hint(hint));
+        table.context.error(&table.at, problem.hint(hint).lacks(&[&table.location_of(&["certificates"]).path]));
     }
     let client_auth = client_auth(table);
     tls::TlsConfig {
@@ -103,7 +103,7 @@ fn client_auth(table: &TableReader<'_>) -> Option<tls::ClientAuthConfig> {
     if ca.is_none() {
         for at in mode_at.iter().chain(crl.as_ref().map(|crl| &crl.at)) {
             let problem = ConfigProblem::new(FaultCode::Missing, "there is no authority to verify certificates with");
-            table.context.error(at, problem.hint("set `client_ca`"));
+            table.context.error(at, problem.hint("set `client_ca`").lacks(&[&table.location_of(&["client_ca"]).path]));
         }
     }
     Some(tls::ClientAuthConfig { ca: ca?.value, crl: crl.map(|crl| crl.value), mode })

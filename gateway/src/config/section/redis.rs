@@ -77,7 +77,8 @@ pub(super) fn read(root: &TableReader<'_>, object_bytes: u64) -> RedisSection {
         let compress = table.value_or("compress_from", &SizeRange(1..=1 << 40), DEFAULT_COMPRESS_FROM);
         if compression == Compression::Off && compress != DEFAULT_COMPRESS_FROM {
             let problem = ConfigProblem::new(FaultCode::Risk, "`compress_from` has no effect: nothing is compressed");
-            table.context.warning(&table.location_of(&["compress_from"]), problem.hint("set `redis.compression`"));
+            let problem = problem.hint("set `redis.compression`").lacks(&["redis.compression"]);
+            table.context.warning(&table.location_of(&["compress_from"]), problem);
         }
         let copies = table.value_or("hot_copies", &IntegerRange(1..=64), DEFAULT_HOT_COPIES);
         let tls = table.table("tls", tls_config);
@@ -237,8 +238,8 @@ fn tls_config(table: &TableReader<'_>) -> shard::RedisTlsConfig {
             table.context.error(at, problem);
         }
     }
-    if table.has("cert") != table.has("key") {
     let [ca, cert, key] = [ca, cert, key].map(|file| file.map(|file| file.value.1));
+    if table.has("cert") != table.has("key") {
         let problem = ConfigProblem::new(FaultCode::Missing, "`cert` and `key` must be set together");
         table.context.error(&table.at, problem);
     }

@@ -97,6 +97,7 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
     let hash_by = table.value_or("hash_by", &formats::HASH_KEY, default.hash_by);
     if table.has("hash_by") && policy != BalancePolicy::ConsistentHash {
         let problem = ConfigProblem::bad_value("`hash_by` has no effect without `balance = \"consistent-hash\"`");
+        let problem = problem.lacks(&[&table.location_of(&["balance"]).path]);
         table.context.error(&table.location_of(&["hash_by"]), problem);
     }
     let slow_start = table.value_or("slow_start", &DurationRange(Duration::ZERO..=HOUR), default.balance.slow_start);
@@ -106,7 +107,8 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
     };
     if retry.retries == 0 && retry.statuses != default.retry.statuses {
         let problem = ConfigProblem::new(FaultCode::Risk, "`retry_on` has no effect: no request is sent again");
-        table.context.warning(&table.location_of(&["retry_on"]), problem.hint("set `retries`"));
+        let problem = problem.hint("set `retries`").lacks(&[&table.location_of(&["retries"]).path]);
+        table.context.warning(&table.location_of(&["retry_on"]), problem);
     }
     UpstreamConfig {
         tls,
@@ -200,9 +202,10 @@ fn tls(table: &TableReader<'_>) -> Option<(UpstreamTlsConfig, [Option<Located<Pa
     let identity = match (cert, key) {
         (None, None) => None,
         (Some(cert), Some(key)) => Some((cert?, key?)),
-        (Some(_), None) | (None, Some(_)) => {
+        (cert, _) => {
             let problem = ConfigProblem::new(FaultCode::Missing, "`cert` and `key` belong together");
-            table.context.error(&table.at, problem.hint("set both, or none"));
+            let absent = table.location_of(&[if cert.is_none() { "cert" } else { "key" }]).path;
+            table.context.error(&table.at, problem.hint("set both, or none").lacks(&[&absent]));
             return None;
         }
     };
