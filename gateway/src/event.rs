@@ -659,6 +659,17 @@ mod tests {
         assert_eq!(throttle.pass(Duration::from_millis(9_000)), Some(0));
     }
 
+    /// The list of docs/metrics.md is complete, and so are the words of lines that are no events.
+    #[test]
+    fn all_events_are_documented() {
+        let docs = include_str!("../../docs/metrics.md");
+        let list = docs.split("`event`: `starting`").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("a list");
+        let words = EventName::ALL.iter().map(|name| name.as_str()).filter(|name| *name != "starting");
+        let missing: Vec<_> =
+            words.chain(["events_suppressed"]).filter(|name| !list.contains(&format!("`{name}`"))).collect();
+        assert_eq!(missing, [""; 0]);
+    }
+
     #[test]
     fn lines_of_libraries_are_for_debugging() {
         let info = LineFilter(Level::INFO);

@@ -69,6 +69,25 @@ fn members_and_form_are_chosen_and_reloaded() {
     );
 }
 
+/// The members that docs/operations.md has without an asterisk are those of every line.
+#[test]
+fn the_members_of_every_line_are_those_of_the_documentation() {
+    let docs = include_str!("../../docs/operations.md");
+    let table = docs.split("## Access log").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("a section");
+    let names = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+    let always: Vec<&str> = names.map(|(name, _)| name).filter(|name| !name.contains('`')).collect();
+    assert!(always.len() > 5 && always.contains(&"status") && !always.contains(&"version"), "{always:?}");
+    let origin = origin();
+    let gateway = Gateway::start(&one_route(origin.address, "", ""));
+    gateway.raw(b"\x16\x03\x01\x02\x00\xff\r\n\r\n");
+    gateway.raw(b"GET /09\r\n\r\n");
+    gateway.get("/", &[]);
+    for line in gateway.access_log(3) {
+        let absent: Vec<_> = always.iter().filter(|name| line.get(**name).is_none()).collect();
+        assert!(absent.is_empty(), "{absent:?} in {line}");
+    }
+}
+
 /// Which file it is is part of the message.
 #[test]
 fn a_log_that_cannot_be_opened_is_named() {

@@ -97,7 +97,7 @@ fn limits_count_by_country() {
     assert_eq!(passed("100.64.0."), 5, "an address without a country is not counted");
 }
 
-/// What follows from the address, the user and the device of the description need not be given.
+/// A key that follows from the address, the user or the device of the description is derived.
 #[test]
 fn limits_by_what_an_explanation_has_are_explained() {
     let origin = Origin::start(|_| Script::ok(&[], "page"));

@@ -271,8 +271,8 @@ fn every_reload_warns_of_settings_that_need_a_restart() {
     assert_eq!(settings().len(), 4, "what runs is what the file says");
 }
 
-/// A setting that needs a restart is in effect nowhere before it: not in the status, the metrics and
-/// the fleet, and not on the dashboard.
+/// A setting that needs a restart is in effect nowhere before it: not in the status, the metrics
+/// and the fleet, and not on the dashboard.
 #[test]
 fn settings_that_need_a_restart_are_not_in_effect_in_part() {
     let rest = "[server]\nnode = \"old\"\nworkers = 1\n[cache]\nmemory = \"64MiB\"\n";
