@@ -745,6 +745,27 @@ fn renewed_certificate_is_served_without_a_signal() {
     assert_eq!(old_client.get("/a", &[]).text(), "GET /a https \n", "connections outlive the certificate");
 }
 
+/// A file with other paths needs a restart: until then, those of the running listener are watched.
+#[test]
+fn renewed_certificate_is_served_after_a_reload_with_other_paths() {
+    let (_origin, gateway, _old) = tls();
+    for name in ["tls.crt", "tls.key"] {
+        let copy = gateway.dir.path().join(format!("next-{name}"));
+        std::fs::copy(gateway.dir.path().join(name), copy).expect("a copied file");
+    }
+    let file = gateway.dir.path().join("tidegate.toml");
+    let text = std::fs::read_to_string(&file).expect("the configuration").replace("\"tls.", "\"next-tls.");
+    std::fs::rename(gateway.dir.write("tidegate.toml.new", &text), file).expect("a renamed file");
+    let events = |name: &str| gateway.process.stderr.events(name).len();
+    wait_for(|| events("reloaded") == 1 && events("reload_needs_restart") == 1, STEP_TIMEOUT);
+    let certificate = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
+    gateway.dir.write("tls.key", &certificate.signing_key.serialize_pem());
+    gateway.dir.write("tls.crt", &certificate.cert.pem());
+    wait_for(|| events("certificate_loaded") > 1, STEP_TIMEOUT);
+    let mut client = Client::from_stream(handshake(&gateway, certificate.cert.der().clone(), &["http/1.1"]));
+    assert_eq!(client.get("/a", &[]).text(), "GET /a https \n");
+}
+
 /// A file that is missing for a moment, or that must not be read, is like one that cannot be used.
 #[test]
 fn a_missing_certificate_refuses_no_reload_and_no_start() {

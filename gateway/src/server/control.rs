@@ -42,6 +42,7 @@ use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
 use crate::serve;
 use crate::simple_server::SimpleServerStage;
 use crate::tasks::{self, ServiceEnd, ServiceTask, TaskKind, TaskWait};
+use crate::tls::TlsConfig;
 
 /// Interval at which the states of shards and limits are checked for changes.
 const STATE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
@@ -330,7 +331,12 @@ fn changed_restart_settings(old: &Config, new: &Config) -> Vec<&'static str> {
 /// Sets the settings of `changed_restart_settings` to those of the running process, so that none
 /// is in effect in part: they are also shown, compared with, and exported.
 fn keep_restart_settings(running: &Config, new: &mut Config) {
-    new.listen.clone_from(&running.listen);
+    if new.listen != running.listen {
+        // A renewed certificate of a running listener is loaded, whatever the file names.
+        let tls = running.listen.iter().filter_map(|listen| listen.tls.as_ref());
+        new.files.extend(tls.flat_map(TlsConfig::files).map(ConfigFile::before_use));
+        new.listen.clone_from(&running.listen);
+    }
     new.server.workers = running.server.workers;
     new.server.node.clone_from(&running.server.node);
     new.server.upgrade_socket.clone_from(&running.server.upgrade_socket);
