@@ -99,6 +99,16 @@ pub(crate) enum UpstreamTlsError {
     Rustls(#[from] rustls::Error),
     #[error("unusable: {0}")]
     Verifier(#[from] VerifierBuilderError),
+    /// The file of a key of `tls` cannot be used.
+    #[error("`{key}`: {source}")]
+    File { key: &'static str, source: Box<UpstreamTlsError> },
+}
+
+impl UpstreamTlsError {
+    /// Names the key of `tls` whose file is the reason.
+    fn of_file(key: &'static str) -> impl Fn(UpstreamTlsError) -> UpstreamTlsError {
+        move |source| UpstreamTlsError::File { key, source: Box::new(source) }
+    }
 }
 
 impl UpstreamTls {
@@ -113,7 +123,11 @@ impl UpstreamTls {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(versions)?;
         let builder = if settings.verify {
-            let roots = Arc::new(roots(settings.ca.as_deref())?);
+            let roots = match settings.ca.as_deref() {
+                Some(ca) => authorities(ca).map_err(UpstreamTlsError::of_file("ca"))?,
+                None => system_roots()?,
+            };
+            let roots = Arc::new(roots);
             let verifier =
                 WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider)).build()?;
             builder.dangerous().with_custom_certificate_verifier(Arc::new(NamedFaults { verifier, roots }))
@@ -123,8 +137,15 @@ impl UpstreamTls {
         let mut client = match &settings.identity {
             None => builder.with_client_cert_resolver(Arc::new(NoClientCertificate)),
             Some((chain, key)) => {
-                let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>()?;
-                builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key)?)?
+                let (of_chain, of_key) = (UpstreamTlsError::of_file("cert"), UpstreamTlsError::of_file("key"));
+                let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>();
+                let chain = chain.map_err(UpstreamTlsError::from).and_then(|chain| match chain.is_empty() {
+                    true => Err(UpstreamTlsError::NoCertificate),
+                    false => Ok(chain),
+                });
+                let chain = chain.map_err(of_chain)?;
+                let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| of_key(error.into()))?;
+                builder.with_client_auth_cert(chain, key).map_err(|error| of_key(error.into()))?
             }
         };
         client.alpn_protocols = settings.protocols.iter().map(|protocol| protocol.alpn()).collect();
@@ -182,17 +203,19 @@ impl fmt::Debug for UpstreamTls {
     }
 }
 
-/// The authorities in `ca`, or those of the system. The system's are those that the other programs
-/// of the machine trust, and they change without a new release; the files are also those that a
-/// private authority is added to.
-fn roots(ca: Option<&[u8]>) -> Result<RootCertStore, UpstreamTlsError> {
+/// The authorities in the file `ca`.
+fn authorities(ca: &[u8]) -> Result<RootCertStore, UpstreamTlsError> {
     let mut roots = RootCertStore::empty();
-    if let Some(ca) = ca {
-        for certificate in CertificateDer::pem_slice_iter(ca) {
-            roots.add(certificate?)?;
-        }
-        return if roots.is_empty() { Err(UpstreamTlsError::NoCertificate) } else { Ok(roots) };
+    for certificate in CertificateDer::pem_slice_iter(ca) {
+        roots.add(certificate?)?;
     }
+    if roots.is_empty() { Err(UpstreamTlsError::NoCertificate) } else { Ok(roots) }
+}
+
+/// The authorities of the system: those that the other programs of the machine trust. They change
+/// without a new release, and a private authority can be added to their files.
+fn system_roots() -> Result<RootCertStore, UpstreamTlsError> {
+    let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() { Err(UpstreamTlsError::NoSystemRoots) } else { Ok(roots) }
 }

@@ -365,8 +365,11 @@ events! {
         spans: u64,
         error: &'a dyn Display = display(error)
     } => warn [throttled!()] "spans were not exported";
-    AccessLogFailed = "access_log_failed" { error: &'a dyn Display = display(error) }
-        => error [throttled!()] "access log failed";
+    /// `path`: of the file; none of standard output.
+    AccessLogFailed = "access_log_failed" {
+        path: Option<&'a Path> = path.map(|path| display(path.display())),
+        error: &'a dyn Display = display(error)
+    } => error [throttled!()] "access log failed";
 }
 
 label! {
@@ -654,6 +657,17 @@ mod tests {
         assert_eq!(throttle.pass(Duration::from_millis(1_004)), None);
         assert_eq!(throttle.pass(Duration::from_millis(1_005)), Some(2));
         assert_eq!(throttle.pass(Duration::from_millis(9_000)), Some(0));
+    }
+
+    /// The list of docs/metrics.md is complete, and so are the words of lines that are no events.
+    #[test]
+    fn all_events_are_documented() {
+        let docs = include_str!("../../docs/metrics.md");
+        let list = docs.split("`event`: `starting`").nth(1).and_then(|rest| rest.split("\n\n").next()).expect("a list");
+        let words = EventName::ALL.iter().map(|name| name.as_str()).filter(|name| *name != "starting");
+        let missing: Vec<_> =
+            words.chain(["events_suppressed"]).filter(|name| !list.contains(&format!("`{name}`"))).collect();
+        assert_eq!(missing, [""; 0]);
     }
 
     #[test]

@@ -355,7 +355,7 @@ impl CallerIdentifier {
             .as_ref()
             .map_or(AccessDecision::Unlisted, |lists| lists.classify(ip, device, header_user).and(user_access));
         let access = access.and(self.unverified_access(rejection, access));
-        let place = self.config.geoip.as_ref().map(|geoip| geoip.place(ip)).unwrap_or_default();
+        let place = self.place(ip);
         let keys = self.keys(ip, |_, source| match source {
             IdentitySource::GeoIpCountry => Some(self.hasher.value(place.country?.as_str().as_bytes())),
             IdentitySource::GeoIpContinent => Some(self.hasher.value(place.continent?.as_str().as_bytes())),
@@ -493,11 +493,21 @@ impl CallerIdentifier {
             description.device.as_deref().map(str::as_bytes),
             principal.or(description.user.as_deref()).map(str::as_bytes),
         );
+        let place = self.place(ip);
         let keys = self.keys(ip, |at, source| {
-            let (_, value) = keys.iter().find(|(index, _)| usize::from(*index) == at)?;
+            let given = keys.iter().find(|(index, _)| usize::from(*index) == at).map(|(_, value)| *value);
+            let code = |code: Option<CountryCode>| {
+                let given = given.map(str::to_ascii_uppercase);
+                given.or_else(|| Some(code?.as_str().to_owned())).map(|code| self.hasher.value(code.as_bytes()))
+            };
+            let value = || given.or_else(|| self.described_value(source, description));
             match source {
-                IdentitySource::Claim(name) => Some(self.hasher.claim(issuer().unwrap_or_default(), name, value)),
-                _ => Some(self.hasher.value(value.as_bytes())),
+                IdentitySource::GeoIpCountry => code(place.country),
+                IdentitySource::GeoIpContinent => code(place.continent),
+                IdentitySource::Claim(name) => {
+                    value().map(|value| self.hasher.claim(issuer().unwrap_or_default(), name, value))
+                }
+                _ => value().map(|value| self.hasher.value(value.as_bytes())),
             }
         });
         Some(Caller {
@@ -507,12 +517,24 @@ impl CallerIdentifier {
             user_name: None,
             user_class: self.class_index(user_class.as_bytes())?,
             region: self.config.region_default,
-            country: None,
+            country: place.country,
             trace: Trace::NONE,
             keys,
             access: self.lists.as_ref().map_or(AccessDecision::Unlisted, |lists| lists.classify(ip, device, user_id)),
             is_trusted: false,
         })
+    }
+
+    /// The value of a source that a description has under another name: the user and the device are
+    /// read from sources, too. One of several sources of the device cannot be told from the others.
+    fn described_value<'a>(&self, source: &IdentitySource, description: &'a CallerDescription) -> Option<&'a str> {
+        let user = description.user.as_deref().filter(|_| self.config.user.as_ref() == Some(source));
+        user.or_else(|| description.device.as_deref().filter(|_| self.config.device == [source.clone()]))
+    }
+
+    /// Country and continent of an address; none without a database.
+    fn place(&self, ip: IpAddr) -> GeoPlace {
+        self.config.geoip.as_ref().map(|geoip| geoip.place(ip)).unwrap_or_default()
     }
 
     /// The hash of a device: its id, if there is one, bound to address and TLS stack.

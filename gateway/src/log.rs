@@ -33,6 +33,16 @@ pub(crate) enum AccessLogTarget {
     File(PathBuf),
 }
 
+impl AccessLogTarget {
+    /// The path of the file, if it is one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            AccessLogTarget::File(path) => Some(path),
+            AccessLogTarget::Stdout | AccessLogTarget::Off => None,
+        }
+    }
+}
+
 /// A thread submits its buffer at this size.
 const BATCH_BYTES: usize = 32 << 10;
 /// A thread submits its buffer at this age.
@@ -74,6 +84,8 @@ pub(crate) struct AccessLog(Option<AccessLogInner>);
 struct AccessLogInner {
     /// Identifies the log within the process: a thread's buffer belongs to one log.
     id: u64,
+    /// `None`: standard output.
+    path: Option<PathBuf>,
     sender: SyncSender<WriterMessage>,
     reopen: Arc<AtomicBool>,
     writer: Mutex<Option<JoinHandle<()>>>,
@@ -96,7 +108,8 @@ impl AccessLog {
         let writer = LogWriter { sink, receiver, reopen: Arc::clone(&reopen), has_partial_line: false };
         let writer = thread::Builder::new().name("access-log".to_owned()).spawn(|| writer.run())?;
         let id = NEXT.fetch_add(1, Relaxed);
-        Ok(AccessLog(Some(AccessLogInner { id, sender, reopen, writer: Mutex::new(Some(writer)) })))
+        let path = target.path().map(Path::to_owned);
+        Ok(AccessLog(Some(AccessLogInner { id, path, sender, reopen, writer: Mutex::new(Some(writer)) })))
     }
 
     /// Whether the log is enabled.
@@ -144,13 +157,14 @@ impl AccessLog {
         }
         while !writer.is_finished() {
             if Instant::now() >= deadline {
-                Event::AccessLogFailed { error: &"the writer is blocked; its lines are lost" }.emit();
+                let error = &"the writer is blocked; its lines are lost";
+                Event::AccessLogFailed { path: open.path.as_deref(), error }.emit();
                 return;
             }
             thread::sleep(Duration::from_millis(1));
         }
         if writer.join().is_err() {
-            Event::AccessLogFailed { error: &"the writer panicked" }.emit();
+            Event::AccessLogFailed { path: open.path.as_deref(), error: &"the writer panicked" }.emit();
         }
     }
 }
@@ -234,6 +248,15 @@ enum LogSink {
     File { file: File, path: PathBuf },
 }
 
+impl LogSink {
+    fn path(&self) -> Option<&Path> {
+        match self {
+            LogSink::Stdout => None,
+            LogSink::File { path, .. } => Some(path),
+        }
+    }
+}
+
 /// State of the writer thread: the destination, the bounded channel of batches, and the flag that
 /// requests a reopened file.
 struct LogWriter {
@@ -251,7 +274,7 @@ impl LogWriter {
             if let Err(error) = self.write(&batch.text) {
                 self.has_partial_line = true;
                 DROPPED.add(batch.lines);
-                Event::AccessLogFailed { error: &error }.emit();
+                Event::AccessLogFailed { path: self.sink.path(), error: &error }.emit();
             }
         }
     }
@@ -263,7 +286,7 @@ impl LogWriter {
         if let LogSink::File { file, path } = &mut self.sink {
             match open_file(path) {
                 Ok(opened) => *file = opened,
-                Err(error) => Event::AccessLogFailed { error: &error }.emit(),
+                Err(error) => Event::AccessLogFailed { path: Some(path), error: &error }.emit(),
             }
         }
     }
@@ -346,7 +369,8 @@ mod tests {
     #[test]
     fn blocked_writer_drops_lines_without_blocking() {
         let (sender, receiver) = sync_channel(1);
-        let open = AccessLogInner { id: u64::MAX, sender, reopen: Arc::default(), writer: Mutex::new(None) };
+        let open =
+            AccessLogInner { id: u64::MAX, path: None, sender, reopen: Arc::default(), writer: Mutex::new(None) };
         let log = AccessLog(Some(open));
         let before = DROPPED.get();
         for _ in 0..3 {

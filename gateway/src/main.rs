@@ -1,6 +1,6 @@
 //! The `tidegate` command: parses the arguments, loads a configuration and runs it.
 
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -354,12 +354,23 @@ fn fail(error: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The first line of standard input, of at most 1 KiB.
+/// The one line of standard input, of at most 1 KiB. Of more, a part would become the secret.
 fn read_secret() -> Result<String, String> {
-    let mut line = String::new();
-    let read = std::io::stdin().lock().take(1_024).read_line(&mut line);
+    const BYTES_MAX: usize = 1_024;
+    let stdin = std::io::stdin();
+    let mut input = stdin.lock().take(BYTES_MAX as u64 + 1);
+    let mut text = String::new();
+    // A terminal has no end.
+    let read = if stdin.is_terminal() { input.read_line(&mut text) } else { input.read_to_string(&mut text) };
     read.map_err(|error| format!("cannot read standard input: {error}"))?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+    if text.len() > BYTES_MAX {
+        return Err("standard input has more than 1 KiB; write one line".to_owned());
+    }
+    let line = text.trim_end_matches(['\r', '\n']);
+    if line.contains('\n') {
+        return Err("standard input has several lines; write one".to_owned());
+    }
+    Ok(line.to_owned())
 }
 
 fn run_demo(arguments: &DemoArguments) -> ExitCode {
@@ -395,7 +406,7 @@ fn run_demo(arguments: &DemoArguments) -> ExitCode {
 }
 
 fn start(config: Config, source: (ConfigSource, StartMode), on_ready: impl FnOnce(&BoundAddresses)) -> ExitCode {
-    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let is_terminal = std::io::stderr().is_terminal();
     event::init(config.log.level, if is_terminal { event::LogFormat::Text } else { event::LogFormat::Json });
     let (is_from_arguments, admin) = (matches!(source.0, ConfigSource::Arguments), config.admin.address);
     match server::run(config, source, on_ready) {
@@ -416,7 +427,7 @@ fn print_report(report: &ConfigReport) {
     if report.is_empty() {
         return;
     }
-    let is_terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let is_terminal = std::io::stderr().is_terminal();
     let renderer = if is_terminal { Renderer::styled() } else { Renderer::plain() };
     write_error(&report.render(&renderer).to_string());
 }

@@ -44,6 +44,14 @@ pub(crate) enum PurgeOrderError {
     #[error("a tag must not be empty")]
     EmptyTag,
     #[error(
+        "{0:?} is not one tag: white space and commas separate the tags of a response; repeat `tag` for each of several"
+    )]
+    SeveralTags(String),
+    #[error("{0:?} is not a tag: the value of a response field has no control characters")]
+    InvalidTag(String),
+    #[error("all=true purges every stored response; omit `all`, or `url` and `tag`")]
+    AllAndTargets,
+    #[error(
         "{0:?}: a purge of a URL is not one of all URLs that begin with it; purge by tag (for a `*` of the URL itself, write %2A)"
     )]
     Prefix(String),
@@ -65,8 +73,7 @@ impl PurgeOrder {
             match &*name {
                 "url" if value.ends_with('*') => return Err(PurgeOrderError::Prefix(value.into_owned())),
                 "url" => order.targets.push(PurgeTarget::Url(value.into_owned())),
-                "tag" if value.is_empty() => return Err(PurgeOrderError::EmptyTag),
-                "tag" => order.targets.push(PurgeTarget::Tag(value.into_owned())),
+                "tag" => order.targets.push(PurgeTarget::Tag(parse_tag(value.into_owned())?)),
                 "all" => {
                     if parse_bool("all", &value)? {
                         order.targets.push(PurgeTarget::Everything);
@@ -80,7 +87,11 @@ impl PurgeOrder {
                 _ => return Err(PurgeOrderError::UnknownParameter(name.into_owned())),
             }
         }
-        if order.targets.is_empty() { Err(PurgeOrderError::NoTarget) } else { Ok(order) }
+        match &order.targets[..] {
+            [] => Err(PurgeOrderError::NoTarget),
+            [_, _, ..] if order.targets.contains(&PurgeTarget::Everything) => Err(PurgeOrderError::AllAndTargets),
+            _ => Ok(order),
+        }
     }
 
     /// Encodes the order as a query for `parse`.
@@ -132,6 +143,19 @@ impl PurgeTarget {
             PurgeTarget::Tag(tag) => format!("tag {tag:?}"),
             PurgeTarget::Url(url) => format!("url {url:?}"),
         }
+    }
+}
+
+/// A purge of a tag that no response can have would report success and purge nothing.
+fn parse_tag(tag: String) -> Result<String, PurgeOrderError> {
+    if tag.is_empty() {
+        Err(PurgeOrderError::EmptyTag)
+    } else if tag.contains(|character: char| character.is_ascii_whitespace() || character == ',') {
+        Err(PurgeOrderError::SeveralTags(tag))
+    } else if tag.bytes().any(|byte| byte.is_ascii_control()) {
+        Err(PurgeOrderError::InvalidTag(tag))
+    } else {
+        Ok(tag)
     }
 }
 
@@ -206,11 +230,12 @@ mod tests {
 
     #[test]
     fn query_round_trips() {
-        let targets =
-            vec![PurgeTarget::Tag("a&b c".into()), PurgeTarget::Url("http://a/?x=1&y".into()), PurgeTarget::Everything];
-        for is_soft in [false, true] {
-            let order = PurgeOrder { targets: targets.clone(), is_soft, node: is_soft.then(|| "n 1".to_owned()) };
-            assert_eq!(PurgeOrder::parse(&order.to_query()), Ok(order));
+        let targets = vec![PurgeTarget::Tag("a&b+c\u{e4}".into()), PurgeTarget::Url("http://a/?x=1&y".into())];
+        for targets in [targets, vec![PurgeTarget::Everything]] {
+            for is_soft in [false, true] {
+                let order = PurgeOrder { targets: targets.clone(), is_soft, node: is_soft.then(|| "n 1".to_owned()) };
+                assert_eq!(PurgeOrder::parse(&order.to_query()), Ok(order));
+            }
         }
     }
 
@@ -222,6 +247,12 @@ mod tests {
             ("all=false", PurgeOrderError::NoTarget),
             ("all=yes", PurgeOrderError::NotBool("all")),
             ("tag=", PurgeOrderError::EmptyTag),
+            ("tag=a%20b", PurgeOrderError::SeveralTags("a b".into())),
+            ("tag=c&tag=a,b", PurgeOrderError::SeveralTags("a,b".into())),
+            ("tag=a%09", PurgeOrderError::SeveralTags("a\t".into())),
+            ("tag=a%00", PurgeOrderError::InvalidTag("a\0".into())),
+            ("all=true&tag=x", PurgeOrderError::AllAndTargets),
+            ("url=http://a/&all=true", PurgeOrderError::AllAndTargets),
             ("tags=a", PurgeOrderError::UnknownParameter("tags".into())),
             ("url=http://a.test/b/*", PurgeOrderError::Prefix("http://a.test/b/*".into())),
             ("all=true&node=*", PurgeOrderError::InvalidNode("*".into())),

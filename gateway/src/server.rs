@@ -32,7 +32,7 @@ mod worker;
 
 use std::net::SocketAddr;
 use std::num;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
@@ -94,7 +94,9 @@ pub fn run(
     let bus = shard::Bus::new(&store, &config.server.node);
     let lease_node = assemble::random_number();
     let snapshot = assemble::snapshot(&config, &store, lease_node, None)?;
-    let log = Arc::new(AccessLog::open(&config.log.access).map_err(StartError::AccessLog)?);
+    let log = AccessLog::open(&config.log.access);
+    let log_path = || config.log.access.path().map(Path::to_owned);
+    let log = Arc::new(log.map_err(|source| StartError::AccessLog { path: log_path(), source })?);
     let tls_terminators = tls_terminators(&config)?;
     // As late as possible: the predecessor waits from here on.
     let (take_over, inherited) = inherit(&config, mode)?;

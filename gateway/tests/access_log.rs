@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use support::frames::{DATA, END_STREAM, Frame, Server, get, request_with};
-use support::{Gateway, Origin, Script, one_route, wait_for};
+use support::{Gateway, Origin, Script, TempDir, one_route, tidegate, wait_for};
 
 fn origin() -> Origin {
     Origin::start(|request| match request.target.as_str() {
@@ -67,6 +67,46 @@ fn members_and_form_are_chosen_and_reloaded() {
         line.starts_with("127.0.0.1 - - [") && line.ends_with("\"GET /c HTTP/1.1\" 200 4 \"-\" \"probe\""),
         "{line}"
     );
+}
+
+/// The members that docs/operations.md has without an asterisk are those of every line.
+#[test]
+fn the_members_of_every_line_are_those_of_the_documentation() {
+    let docs = include_str!("../../docs/operations.md");
+    let table = docs.split("## Access log").nth(1).and_then(|rest| rest.split("\n## ").next()).expect("a section");
+    let names = table.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` |"));
+    let always: Vec<&str> = names.map(|(name, _)| name).filter(|name| !name.contains('`')).collect();
+    assert!(always.len() > 5 && always.contains(&"status") && !always.contains(&"version"), "{always:?}");
+    let origin = origin();
+    let gateway = Gateway::start(&one_route(origin.address, "", ""));
+    gateway.raw(b"\x16\x03\x01\x02\x00\xff\r\n\r\n");
+    gateway.raw(b"GET /09\r\n\r\n");
+    gateway.get("/", &[]);
+    for line in gateway.access_log(3) {
+        let absent: Vec<_> = always.iter().filter(|name| line.get(**name).is_none()).collect();
+        assert!(absent.is_empty(), "{absent:?} in {line}");
+    }
+}
+
+/// Which file it is is part of the message.
+#[test]
+fn a_log_that_cannot_be_opened_is_named() {
+    let (origin, dir) = (origin(), TempDir::new());
+    let config = one_route(origin.address, "", "[log]\naccess = \"logs/access.log\"\n");
+    let file = dir.write("start.toml", &format!("version = 1\n{config}"));
+    let output = tidegate().args(["run", "--config"]).arg(&file).output().expect("the command runs");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let path = dir.path().join("logs/access.log");
+    let want = format!("cannot open the access log {}: No such file", path.display());
+    assert!(!output.status.success() && stderr.contains(&want), "{stderr}");
+    std::fs::create_dir(dir.path().join("logs")).expect("a directory");
+    let gateway = Gateway::start_in(dir, &config);
+    std::fs::remove_dir_all(gateway.dir.path().join("logs")).expect("a removed directory");
+    gateway.process.signal("HUP");
+    wait_for(|| !gateway.process.stderr.events("access_log_failed").is_empty(), Duration::from_secs(5));
+    let event = &gateway.process.stderr.events("access_log_failed")[0];
+    assert_eq!(event["path"], path.display().to_string(), "{event}");
+    assert!(event["error"].as_str().expect("text").contains("No such file"), "{event}");
 }
 
 #[test]

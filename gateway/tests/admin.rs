@@ -306,6 +306,26 @@ fn pipelined_requests_are_answered_in_order() {
     assert!(text.find("live\n") < text.find("\"ready\":true"), "{text}");
 }
 
+/// The responses of the admin API have the content types that docs/operations.md states.
+#[test]
+fn errors_are_text_and_results_are_json() {
+    let (open, with) = (gateway(""), gateway("token = \"0123456789abcdef\"\n"));
+    for (gateway, method, target, host, status) in [
+        (&open, "GET", "/api/v1/status", "localhost", 200),
+        (&open, "POST", "/api/v1/purge?tag=a", "localhost", 200),
+        (&open, "POST", "/api/v1/purge", "localhost", 400),
+        (&with, "GET", "/api/v1/status", "localhost", 401),
+        (&open, "GET", "/api/v1/status", "other.example", 403),
+        (&open, "GET", "/api/v1/nothing", "localhost", 404),
+        (&open, "PUT", "/api/v1/status", "localhost", 405),
+    ] {
+        let response = Client::connect(gateway.admin).request(method, target, &[("host", host)], b"");
+        let kind = if status == 200 { "application/json" } else { "text/plain; charset=utf-8" };
+        assert_eq!((response.status, response.field("content-type")), (status, Some(kind)), "{method} {target}");
+        assert!(status == 200 || response.text().trim().lines().count() == 1, "{}", response.text());
+    }
+}
+
 /// Of two values of one parameter, the last one would apply: the operator meant one of them.
 #[test]
 fn repeated_parameters_are_refused() {

@@ -371,6 +371,10 @@ fn commands_print_lines_that_the_files_accept() {
         (&["key", "ann", "--stdin"], "short", "a key is"),
         (&["password", "a:b"], "x", "a name is"),
         (&["password", "ann"], "\n", "a password is"),
+        // Of several lines, one would be the secret and the others nothing.
+        (&["password", "ann"], "first word\nsecond word\n", "several lines"),
+        (&["key", "ann", "--stdin"], "a-key-that-is-long-enough\r\nx", "several lines"),
+        (&["password", "ann"], &"x".repeat(1_025), "more than 1 KiB"),
     ] {
         let (is_ok, output, error) = run(arguments, input);
         assert!(!is_ok && output.is_empty() && error.contains(want), "{arguments:?}: {error}");

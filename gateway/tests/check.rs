@@ -33,6 +33,38 @@ fn write_pair(dir: &TempDir, name: &str, year: i32) {
     dir.write(&format!("{name}.key"), &key.serialize_pem());
 }
 
+/// The missing variable is the fault; the missing token is its consequence.
+#[test]
+fn a_missing_variable_is_reported_once() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/cookbook/kubernetes.toml");
+    let (is_valid, text) =
+        said(tidegate().env_remove("ADMIN_TOKEN").args(["check", example]).output().expect("a command"));
+    assert!(!is_valid && text.contains("ADMIN_TOKEN"), "{text}");
+    assert!(!text.contains("without a token"), "{text}");
+}
+
+/// Which of several files cannot be used is part of the message.
+#[test]
+fn unusable_files_of_tls_are_named() {
+    let dir = TempDir::new();
+    write_pair(&dir, "a", 4_000);
+    write_pair(&dir, "b", 4_000);
+    dir.write("empty.pem", "no certificate");
+    let upstream = MINIMAL.replace("http://127.0.0.1", "https://127.0.0.1");
+    let redis = "[redis.regions.default]\nendpoints = [\"rediss://127.0.0.1:1\"]\n[redis.tls]\n";
+    for (base, keys, want) in [
+        (&upstream, "[upstreams.shop.tls]\nca = \"empty.pem\"\n", "empty.pem: no certificate in the file"),
+        (&upstream, "[upstreams.shop.tls]\ncert = \"empty.pem\"\nkey = \"a.key\"\n", "empty.pem: no certificate"),
+        (&upstream, "[upstreams.shop.tls]\ncert = \"a.crt\"\nkey = \"empty.pem\"\n", "empty.pem: not a"),
+        (&upstream, "[upstreams.shop.tls]\ncert = \"a.crt\"\nkey = \"b.key\"\n", "b.key: unusable"),
+        (&MINIMAL.to_owned(), &format!("{redis}ca = \"empty.pem\"\n"), "empty.pem contains no PEM certificate"),
+    ] {
+        let text = format!("{base}{keys}");
+        let (is_valid, said) = check(&dir, &[dir.write("tidegate.toml", &text).to_str().expect("a path")]);
+        assert!(!is_valid && said.contains(want), "{keys}: {said}");
+    }
+}
+
 #[test]
 fn largest_tables_of_limits_are_checked_without_their_memory() {
     let dir = TempDir::new();

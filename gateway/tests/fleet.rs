@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use server::Redis;
 use support::client::ClientResponse;
-use support::{Gate, Gateway, Origin, ReceivedRequest, Script, lock, one_route, tidegate, wait_for};
+use support::{Client, Gate, Gateway, Origin, ReceivedRequest, Script, lock, one_route, tidegate, wait_for};
 
 const CACHED: &str = "cache = { mode = \"standard\" }";
 const STEP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -109,6 +109,27 @@ fn purge_reaches_all_nodes_and_reports_hung_ones() {
     wait_for(|| !is_local_hit(&other.get("/a", &[])), STEP_TIMEOUT);
     println!("a hung node applied a purge {:?} after it resumed", began.elapsed());
     assert_eq!(other.metric("tidegate_bus_messages_total{kind=\"purge\"}"), 3.0);
+}
+
+/// A process that is killed does not leave the fleet; the next one of its name replaces it.
+#[test]
+fn a_node_that_is_back_after_a_crash_has_acknowledged() {
+    let (redis, origin) = (Redis::start(), Origin::start(tagged));
+    let (one, other) = (gateway(&origin, &redis, "one"), gateway(&origin, &redis, "other"));
+    assert!(purge(&one, &["--tag", "a"]).0);
+    other.process.signal("KILL");
+    let (is_complete, stdout, stderr) = purge(&one, &["--tag", "a"]);
+    assert!(!is_complete && stdout.contains("(on one)"), "{stdout}");
+    assert!(stderr.contains("not acknowledged by nodes other"), "{stderr}");
+    let back = gateway(&origin, &redis, "other");
+    for gateway in [&one, &back] {
+        let (is_complete, stdout, stderr) = purge(gateway, &["--tag", "a"]);
+        assert!(is_complete && stdout.contains("(on one, other)"), "{stdout}{stderr}");
+    }
+    let open = "/api/v1/breakers/route/all?state=open&for=1s";
+    let opened = Client::connect(one.admin).request("POST", open, &[("host", "localhost")], b"");
+    let opened: serde_json::Value = serde_json::from_str(&opened.text()).expect("JSON");
+    assert_eq!(opened["unacknowledged_nodes"], serde_json::json!([]), "{opened}");
 }
 
 #[test]

@@ -17,6 +17,11 @@ fn write(dir: &TempDir, name: &str, networks: &[(&str, &str, &str)]) {
 
 /// A gateway that trusts `X-Forwarded-For` of 127.0.0.1 and finds countries in `geo.mmdb`.
 fn start(origin: &Origin, networks: &[(&str, &str, &str)], identity: &str) -> Gateway {
+    start_route(origin, networks, identity, "limits = [\"country\"]")
+}
+
+/// The same with other keys of the route.
+fn start_route(origin: &Origin, networks: &[(&str, &str, &str)], identity: &str, route: &str) -> Gateway {
     let dir = TempDir::new();
     write(&dir, "geo.mmdb", networks);
     let rest = format!(
@@ -24,7 +29,7 @@ fn start(origin: &Origin, networks: &[(&str, &str, &str)], identity: &str) -> Ga
          [limits.country]\ntier = \"key\"\nkey = \"geoip:country\"\nrate = \"1/h\"\nburst = 3\n\
          [server]\nworkers = 1\n[log]\naccess = \"stdout\"\n"
     );
-    Gateway::start_in(dir, &one_route(origin.address, "limits = [\"country\"]", &rest))
+    Gateway::start_in(dir, &one_route(origin.address, route, &rest))
 }
 
 fn from(client: &mut Client, address: &str, fields: &[(&str, &str)]) -> support::ClientResponse {
@@ -90,6 +95,55 @@ fn limits_count_by_country() {
         |network: &str| (1..=5).filter(|n| from(&mut client, &format!("{network}{n}"), &[]).status == 200).count();
     assert_eq!((passed("192.0.2."), passed("198.51.100."), passed("192.0.2.10")), (3, 3, 0));
     assert_eq!(passed("100.64.0."), 5, "an address without a country is not counted");
+}
+
+/// A key that follows from the address, the user or the device of the description is derived.
+#[test]
+fn limits_by_what_an_explanation_has_are_explained() {
+    let origin = Origin::start(|_| Script::ok(&[], "page"));
+    let key = |name: &str, key: &str| {
+        format!("[limits.{name}]\ntier = \"key\"\nkey = \"{key}\"\nrate = \"1/h\"\nburst = 3\n")
+    };
+    let limits = [
+        key("continent", "geoip:continent"),
+        key("user", "header:x-user"),
+        key("device", "cookie:id"),
+        key("path", "path:1"),
+    ];
+    let identity = format!(
+        "geoip = {{ database = \"geo.mmdb\" }}\nuser = \"header:x-user\"\ndevice = [\"cookie:id\"]\n{}",
+        limits.concat()
+    );
+    let names = "limits = [\"country\", \"continent\", \"user\", \"device\", \"path\"]";
+    let gateway = start_route(&origin, &[("192.0.2.0/24", "DE", "EU")], &identity, names);
+    let fields = [("x-user", "alice"), ("cookie", "id=abc")];
+    assert_eq!(from(&mut gateway.connect(), "192.0.2.1", &fields).status, 200);
+    let remaining = |query: &str| -> Vec<(String, Option<u64>)> {
+        let explained = gateway.admin(&format!("/api/v1/limits/explain?{query}"));
+        let explained: serde_json::Value = serde_json::from_str(&explained.text()).expect("JSON");
+        let rules = explained["rules"].as_array().expect("a list").iter();
+        let all = rules.map(|rule| {
+            let applies = !rule["reason"].as_str().expect("text").starts_with("does not apply");
+            (rule["name"].as_str().expect("text").to_owned(), rule["remaining"].as_u64().filter(|_| applies))
+        });
+        all.collect()
+    };
+    let of = |values: [Option<u64>; 5]| -> Vec<(String, Option<u64>)> {
+        ["country", "continent", "user", "device", "path"].map(str::to_owned).into_iter().zip(values).collect()
+    };
+    let sorted = |mut rows: Vec<(String, Option<u64>)>| {
+        rows.sort();
+        rows
+    };
+    for (query, want) in [
+        ("ip=192.0.2.7", [Some(2), Some(2), None, None, None]),
+        ("ip=192.0.2.7&user=alice&device=abc", [Some(2), Some(2), Some(2), Some(2), None]),
+        ("ip=192.0.2.7&key=user:alice&key=device:abc&key=path:page", [Some(2); 5]),
+        ("ip=192.0.2.7&key=country:us&key=continent:na&user=bob", [Some(3), Some(3), Some(3), None, None]),
+        ("ip=100.64.0.1&key=country:de", [Some(2), None, None, None, None]),
+    ] {
+        assert_eq!(sorted(remaining(query)), sorted(of(want)), "{query}");
+    }
 }
 
 #[test]

@@ -271,6 +271,32 @@ fn every_reload_warns_of_settings_that_need_a_restart() {
     assert_eq!(settings().len(), 4, "what runs is what the file says");
 }
 
+/// A setting that needs a restart is in effect nowhere before it: not in the status, the metrics
+/// and the fleet, and not on the dashboard.
+#[test]
+fn settings_that_need_a_restart_are_not_in_effect_in_part() {
+    let rest = "[server]\nnode = \"old\"\nworkers = 1\n[cache]\nmemory = \"64MiB\"\n";
+    let config = one_route(free_address(), "", rest);
+    let gateway = Gateway::start(&config);
+    let new = config.replace("\"old\"", "\"new\"").replace("\"64MiB\"", "\"32MiB\"");
+    gateway.rewrite(&new.replace("workers = 1", "workers = 1\nzone = \"a\""));
+    wait_for(|| gateway.process.stderr.events("reloaded").len() == 1, STEP_TIMEOUT);
+    let events = gateway.process.stderr.events("reload_needs_restart");
+    let settings: Vec<_> = events.iter().map(|event| event["setting"].as_str().expect("text").to_owned()).collect();
+    assert_eq!(settings, ["server.node", "cache.memory"]);
+    let read =
+        |target: &str| -> serde_json::Value { serde_json::from_str(&gateway.admin(target).text()).expect("JSON") };
+    assert_eq!(read("/api/v1/status")["node"], "old");
+    assert!(gateway.admin("/metrics").text().contains("node=\"old\""));
+    let dashboard = &read("/api/v1/dashboard")["state"];
+    assert_eq!((&dashboard["node"], &dashboard["cache"]["bytes_max"]), (&"old".into(), &(64 << 20).into()));
+    for (node, status) in [("old", 200), ("new", 400)] {
+        let target = format!("/api/v1/purge?all=true&node={node}");
+        let purged = Client::connect(gateway.admin).request("POST", &target, &[("host", "localhost")], b"");
+        assert_eq!(purged.status, status, "{}", purged.text());
+    }
+}
+
 /// A log that cannot be written ends no task.
 #[test]
 fn reload_works_with_a_full_standard_error() {
@@ -717,6 +743,57 @@ fn renewed_certificate_is_served_without_a_signal() {
     let mut client = Client::from_stream(handshake(&gateway, certificate.cert.der().clone(), &["http/1.1"]));
     assert_eq!(client.get("/a", &[]).text(), "GET /a https \n");
     assert_eq!(old_client.get("/a", &[]).text(), "GET /a https \n", "connections outlive the certificate");
+}
+
+/// A file with other paths needs a restart: until then, those of the running listener are watched.
+#[test]
+fn renewed_certificate_is_served_after_a_reload_with_other_paths() {
+    let (_origin, gateway, _old) = tls();
+    for name in ["tls.crt", "tls.key"] {
+        let copy = gateway.dir.path().join(format!("next-{name}"));
+        std::fs::copy(gateway.dir.path().join(name), copy).expect("a copied file");
+    }
+    let file = gateway.dir.path().join("tidegate.toml");
+    let text = std::fs::read_to_string(&file).expect("the configuration").replace("\"tls.", "\"next-tls.");
+    std::fs::rename(gateway.dir.write("tidegate.toml.new", &text), file).expect("a renamed file");
+    let events = |name: &str| gateway.process.stderr.events(name).len();
+    wait_for(|| events("reloaded") == 1 && events("reload_needs_restart") == 1, STEP_TIMEOUT);
+    let certificate = rcgen::generate_simple_self_signed(vec!["gate.test".to_owned()]).expect("a certificate");
+    gateway.dir.write("tls.key", &certificate.signing_key.serialize_pem());
+    gateway.dir.write("tls.crt", &certificate.cert.pem());
+    wait_for(|| events("certificate_loaded") > 1, STEP_TIMEOUT);
+    let mut client = Client::from_stream(handshake(&gateway, certificate.cert.der().clone(), &["http/1.1"]));
+    assert_eq!(client.get("/a", &[]).text(), "GET /a https \n");
+}
+
+/// A file that is missing for a moment, or that must not be read, is like one that cannot be used.
+#[test]
+fn a_missing_certificate_refuses_no_reload_and_no_start() {
+    let (origin, gateway, old) = tls();
+    let reloads = |event: &str| gateway.process.stderr.events(event).len();
+    for (count, name) in [(1, "tls.key"), (2, "tls.crt")] {
+        let (path, kept) = (gateway.dir.path().join(name), gateway.dir.path().join("kept"));
+        std::fs::rename(&path, &kept).expect("a renamed file");
+        wait_for(|| reloads("certificate_refused") == count, STEP_TIMEOUT);
+        wait_for(|| gateway.admin("/ready").text().contains("tls.crt"), STEP_TIMEOUT);
+        let refused = gateway.process.stderr.events("certificate_refused").remove(count - 1);
+        assert!(refused["error"].as_str().expect("text").contains(name), "{refused}");
+        let warning = gateway.process.stderr.events("config_warning").pop().expect("a warning");
+        assert!(warning["fault"].as_str().expect("text").contains(name), "{warning}");
+        let mut client = Client::from_stream(handshake(&gateway, old.clone(), &["http/1.1"]));
+        assert_eq!(client.get("/a", &[]).text(), "GET /a https \n", "the certificate stays in use");
+        std::fs::rename(&kept, &path).expect("a renamed file");
+        wait_for(|| !gateway.admin("/ready").text().contains("tls.crt"), STEP_TIMEOUT);
+    }
+    assert_eq!((reloads("reload_refused"), reloads("config_error")), (0, 0));
+    // A start needs all files.
+    let listen = "[[listen]]\naddress = \"127.0.0.1:0\"\n[listen.tls]\ncertificates = [{ cert = \"tls.crt\", key = \"absent.key\" }]\n";
+    let text = format!("version = 1\n{}", one_route(origin.address, "", listen));
+    let file = gateway.dir.write("other.toml", &text);
+    for command in [&["check"][..], &["run", "--config"]] {
+        let output = tidegate().args(command).arg(&file).output().expect("the command runs");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+    }
 }
 
 #[test]

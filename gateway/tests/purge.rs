@@ -6,7 +6,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use support::client::ClientResponse;
-use support::{Gateway, Origin, ReceivedRequest, Script, one_route, tidegate, wait_for};
+use support::{Client, Gateway, Origin, ReceivedRequest, Script, one_route, tidegate, wait_for};
 
 const ROUTE: &str = "cache = { mode = \"standard\", stale_while_revalidate = \"60s\" }";
 
@@ -142,6 +142,20 @@ fn invalid_orders_and_unreachable_gateways_are_reported() {
         let output = purge(&gateway, &[&["--all"][..], &other_target].concat());
         assert_eq!(output.status.code(), Some(2), "--all excludes other targets: {output:?}");
     }
+    // Tags that no response can have: white space and commas separate them.
+    for tag in ["a b", "a,b", " a", ""] {
+        let output = purge(&gateway, &["--tag", tag]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b""[..]), "{tag:?}: {output:?}");
+        let hint = if tag.is_empty() { "a tag must not be empty" } else { "repeat `tag` for each of several" };
+        assert!(stderr.contains(hint), "{tag:?}: {stderr}");
+    }
+    for query in ["all=true&tag=a", "url=http://a/&all=true", "tag=a%20b", "tag=a,b", "tag=a%00"] {
+        let target = format!("/api/v1/purge?{query}");
+        let rejected = Client::connect(gateway.admin).request("POST", &target, &[("host", "localhost")], b"");
+        assert_eq!(rejected.status, 400, "{query}: {}", rejected.text());
+    }
+    assert_eq!(hits(&gateway, &["/a"]), [true], "a rejected order purges nothing");
     let unknown_node = purge(&gateway, &["--all", "--node", "absent"]);
     assert_eq!((unknown_node.status.code(), &unknown_node.stdout[..]), (Some(1), &b""[..]), "{unknown_node:?}");
     let status: serde_json::Value = serde_json::from_slice(&gateway.admin("/api/v1/status").body).expect("JSON");

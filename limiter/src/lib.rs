@@ -19,7 +19,7 @@ pub use clock::{MonotonicClock, MonotonicTime};
 pub use lease::{
     LEASE_SCRIPT, Lease, LeaseBackend, LeaseBackendError, LeaseConfig, LeaseGrant, LeaseRequest, LeaseSource,
 };
-pub use quota::{Cost, Fraction, KeyHash, Mode, Percent, Quota, QuotaError, Rate, WEIGHT_MAX, Weight};
+pub use quota::{Cost, Fraction, KeyHash, Mode, Percent, Quota, QuotaError, Rate, WEIGHT_MAX, WEIGHT_MIN, Weight};
 pub use rules::{
     ActiveOverride, Admission, Denial, Evaluations, Explanation, KEYS_PER_RULE_MAX, KeyIndex, LastDenial, LimitStatus,
     Limiter, LimiterConfig, Override, RecentDenial, Rule, RuleError, RuleSet, Scope, Subject, UserClass, Verdict,

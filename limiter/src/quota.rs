@@ -28,6 +28,8 @@ const REFILL_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 const NANOS: u128 = 1_000_000_000;
 /// Weights are stored in millionths, so that 3.2 is exact.
 const WEIGHT_UNIT: u64 = 1_000_000;
+/// The smallest weight, one millionth.
+pub const WEIGHT_MIN: f64 = 0.000_001;
 /// The largest weight.
 pub const WEIGHT_MAX: f64 = 10_000.0;
 
@@ -42,7 +44,7 @@ pub enum QuotaError {
     TooFast(String),
     #[error("a burst of {burst} at {rate} takes over a year to refill")]
     TooSlow { rate: String, burst: u32 },
-    #[error("weight {0} is not a number from 0.000001 to {WEIGHT_MAX}")]
+    #[error("weight {0} is not a number from {WEIGHT_MIN} to {WEIGHT_MAX}")]
     Weight(f64),
     #[error("{0} is not a fraction from 0 to 1")]
     Fraction(f64),

@@ -6,7 +6,8 @@
 //! on each server, and the publisher waits for these acknowledgements. A server that is unreachable
 //! receives the purge when it is back; a purge that no server accepted waits in the outbox. A node
 //! that was disconnected continues from its stream position, or reads the last purges of all tags
-//! where the stream was trimmed; so does a node that has just started. Each node consumes the
+//! where the stream was trimmed; so does a node that has just started, which also replaces the
+//! processes of its name that ended without leaving the fleet. Each node consumes the
 //! stream at its own rate; a slow node delays no other node.
 //!
 //! An override (see `overrides`) also applies on this node at once and is published to every
@@ -22,9 +23,9 @@
 mod event;
 mod overrides;
 mod script;
+mod members;
 mod subscription;
 mod purge_outbox;
-mod members;
 mod publish_purge;
 mod announce;
 mod invalidate;
@@ -38,7 +39,7 @@ use crate::entry::{EntryMeta, Purge};
 use crate::remote::{ShardFault, TopologyDiscovery};
 use crate::store::Store;
 use event::{BusEvent, EventPayload, StreamPosition};
-use members::{KnownMembers, node_of};
+use members::{KnownMembers, NodeHeartbeat, node_of};
 use overrides::OverrideRegistry;
 use purge_outbox::{LOCAL_ONLY, PurgeOutbox};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -47,9 +48,7 @@ use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use subscription::{
-    CommandHandle, FleetUpdate, HEARTBEAT_INTERVAL, NodeHeartbeat, PurgeMessage, Subscription, TrackedConnection,
-};
+use subscription::{CommandHandle, FleetUpdate, HEARTBEAT_INTERVAL, PurgeMessage, Subscription, TrackedConnection};
 use tokio::sync::{Mutex as AsyncMutex, Notify};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -286,6 +285,14 @@ impl<M: EntryMeta> Bus<M> {
         Ok(heartbeats)
     }
 
+    /// Reads the members, and removes from the fleet earlier processes of this node that ended
+    /// without leaving it: this process has read all purges, so that none awaits them.
+    async fn update_members(&self, subscription: &Subscription, commands: &CommandHandle) -> Result<(), ShardFault> {
+        let heartbeats = self.read_heartbeats(commands).await?;
+        let ended = subscription.ended_processes(&self.member, &heartbeats);
+        if ended.is_empty() { Ok(()) } else { commands.remove_ended(&ended).await }
+    }
+
     /// Waits until every node has acknowledged on some server, or is silent on all of them.
     async fn await_acknowledgements(
         &self,
@@ -420,7 +427,7 @@ impl<M: EntryMeta> Bus<M> {
             subscription.catch_up(commands, |message| self.on_message(subscription, message)).await?;
             self.write_heartbeat(subscription, commands).await?;
             // Read again later; the commands before show that the server responds.
-            let _unread = self.read_heartbeats(commands).await;
+            let _unread = self.update_members(subscription, commands).await;
             subscription.mark_cluster_synced();
         } else if subscription.is_cluster_unsynced() {
             return Err(ShardFault::Unsubscribed);
@@ -472,10 +479,10 @@ impl<M: EntryMeta> Bus<M> {
                         }
                         if carries_bus && synced.is_ok() {
                             until_members_are_read -= 1;
-                            if until_members_are_read == 0 {
+                            if until_members_are_read == 0 || subscription.has_earlier_processes() {
                                 until_members_are_read = self.members.heartbeats_until_read();
                                 // Read again later; the events show whether the server responds.
-                                let _unread = self.read_heartbeats(&commands).await;
+                                let _unread = self.update_members(subscription, &commands).await;
                             }
                             self.read_events(subscription, &commands, true).await
                         } else {

@@ -9,7 +9,7 @@ use limiter::{
     Cost, LeaseConfig, LeaseSource, Limiter, LimiterConfig, MonotonicTime, Percent, Rule, RuleError, Scope, Weight,
 };
 
-use super::fault::{ConfigProblem, DocumentLocation, FaultCode};
+use super::fault::{ConfigFault, ConfigProblem, DocumentLocation, FaultCode, FaultSeverity};
 use super::model::Config;
 use super::no_effect;
 use super::read_context::{Located, ReadContext};
@@ -103,7 +103,8 @@ fn check_addresses(draft: &ConfigDraft, context: &ReadContext<'_>) {
     if admin.token.is_none() && !admin.address.ip().is_loopback() {
         let problem =
             ConfigProblem::new(FaultCode::Risk, "without a token, /api is disabled on a non-loopback address");
-        context.warning(&draft.admin, problem.hint("set `admin.token`; /live, /ready and /metrics need no token"));
+        let problem = problem.hint("set `admin.token`; /live, /ready and /metrics need no token");
+        context.warning(&draft.admin, problem.lacks(&["admin.token"]));
     }
 }
 
@@ -146,7 +147,7 @@ fn check_unshared_limits(draft: &ConfigDraft, context: &ReadContext<'_>) {
             let problem = ConfigProblem::new(FaultCode::Risk, message);
             let hint =
                 "configure `[redis]`, or `redis.nodes`, by which it is divided; for one gateway, write tier = \"node\"";
-            context.warning(at, problem.hint(hint));
+            context.warning(at, problem.hint(hint).lacks(&["redis"]));
         }
     }
 }
@@ -155,7 +156,8 @@ fn check_identity(draft: &ConfigDraft, context: &ReadContext<'_>) {
     if draft.config.identify.trusted_proxies.is_empty() {
         for at in &draft.proxy_dependent {
             let problem = ConfigProblem::new(FaultCode::Risk, "this key has no effect: there are no trusted proxies");
-            context.warning(at, problem.hint("set `identity.trusted_proxies` to the networks of the proxies"));
+            let problem = problem.hint("set `identity.trusted_proxies` to the networks of the proxies");
+            context.warning(at, problem.lacks(&["identity.trusted_proxies"]));
         }
     }
     check_connections(draft, context);
@@ -184,7 +186,9 @@ fn check_geoip(draft: &ConfigDraft, context: &ReadContext<'_>) {
         if !configured.contains(region) && reported.insert(region) {
             let problem =
                 ConfigProblem::new(FaultCode::UnknownName, format!("the region `{region}` is not configured"));
-            context.error(&draft.identity_geoip, problem.hint("add it to `identity.regions` or `[redis.regions]`"));
+            let problem = problem.hint("add it to `identity.regions` or `[redis.regions]`");
+            context
+                .error(&draft.identity_geoip, problem.lacks(&["identity.regions", &format!("redis.regions.{region}")]));
         }
     }
     let has_region_source = identify.region.contains(&GeoIpRegion);
@@ -197,7 +201,8 @@ fn check_geoip(draft: &ConfigDraft, context: &ReadContext<'_>) {
         }
         _ => return,
     };
-    context.warning(&draft.identity_geoip, ConfigProblem::new(FaultCode::Risk, message).hint(hint));
+    let problem = ConfigProblem::new(FaultCode::Risk, message).hint(hint);
+    context.warning(&draft.identity_geoip, problem.lacks(&["identity.region", "identity.geoip"]));
 }
 
 /// Reports settings of identity and listeners that have no effect without each other.
@@ -208,7 +213,7 @@ fn check_connections(draft: &ConfigDraft, context: &ReadContext<'_>) {
     {
         let message = "no request has a user: no listener asks for client certificates";
         let problem = ConfigProblem::new(FaultCode::Risk, message).hint("set `client_ca` in `[listen.tls]`");
-        context.warning(&draft.identity_user, problem);
+        context.warning(&draft.identity_user, problem.lacks(&["listen"]));
     }
     for (rule, at) in draft.config.limit.rules.iter().zip(&draft.rules) {
         let (name, hint) = match rule.rule.key.and_then(|key| identify.keys.get(usize::from(key.0))) {
@@ -219,7 +224,7 @@ fn check_connections(draft: &ConfigDraft, context: &ReadContext<'_>) {
             _ => continue,
         };
         let problem = ConfigProblem::new(FaultCode::Risk, format!("this limit never applies: no request has a {name}"));
-        context.warning(at, problem.hint(format!("set `{hint}`")));
+        context.warning(at, problem.hint(format!("set `{hint}`")).lacks(&["listen"]));
     }
     for (listen, at) in draft.config.listen.iter().zip(&draft.listen) {
         let message = match listen.proxy_protocol {
@@ -229,7 +234,8 @@ fn check_connections(draft: &ConfigDraft, context: &ReadContext<'_>) {
         };
         if identify.trusted_proxies.is_empty() {
             let problem = ConfigProblem::new(FaultCode::Risk, message);
-            context.warning(at, problem.hint("set `identity.trusted_proxies` to the networks of the proxies"));
+            let problem = problem.hint("set `identity.trusted_proxies` to the networks of the proxies");
+            context.warning(at, problem.lacks(&["identity.trusted_proxies"]));
         }
     }
 }
@@ -248,7 +254,8 @@ fn check_identity_secret(draft: &ConfigDraft, context: &ReadContext<'_>) {
         if secret.is_empty() && rule.rule.percent != Percent::ALL && rule.rule.percent.get() > 0 {
             let message =
                 "without `identity.secret`, `percent` selects other subjects on each gateway and after each restart";
-            context.warning(at, ConfigProblem::new(FaultCode::Risk, message).hint("set `identity.secret`"));
+            let problem = ConfigProblem::new(FaultCode::Risk, message).hint("set `identity.secret`");
+            context.warning(at, problem.lacks(&["identity.secret"]));
         }
     }
 }
@@ -262,7 +269,8 @@ fn check_redis_secret(draft: &ConfigDraft, context: &ReadContext<'_>) {
         _ => return,
     };
     let hint = "write at least 16 random characters, the same on all gateways, such as `openssl rand -hex 16` prints";
-    context.warning(&draft.redis_secret, ConfigProblem::new(FaultCode::Risk, message).hint(hint));
+    let problem = ConfigProblem::new(FaultCode::Risk, message).hint(hint);
+    context.warning(&draft.redis_secret, problem.lacks(&["redis.secret"]));
 }
 
 /// A configured lifetime applies to pages that an origin made for the cookie of one user and sent
@@ -305,8 +313,9 @@ fn resolve_regions(draft: &mut ConfigDraft, context: &ReadContext<'_>) {
         None => {
             let message = format!("the region `{default}` is missing; its shards also serve regions without their own");
             let problem = ConfigProblem::new(FaultCode::Missing, message);
-            let hint = format!("write `[redis.regions.{default}]`, or set `identity.region_default`");
-            context.error(&draft.regions_at, problem.hint(hint));
+            let region = format!("redis.regions.{default}");
+            let hint = format!("write `[{region}]`, or set `identity.region_default`");
+            context.error(&draft.regions_at, problem.hint(hint).lacks(&[&region, "identity.region_default"]));
         }
     }
 }
@@ -321,7 +330,8 @@ fn check_regions(draft: &ConfigDraft, context: &ReadContext<'_>) {
                 context.error(at, ConfigProblem::bad_value("`fallback` names the region itself"));
             } else if !regions.iter().any(|region| region.value == *fallback) {
                 let message = format!("`fallback` names the region `{fallback}`, which is not configured");
-                context.error(at, ConfigProblem::new(FaultCode::Missing, message));
+                let problem = ConfigProblem::new(FaultCode::Missing, message);
+                context.error(at, problem.lacks(&[&format!("redis.regions.{fallback}")]));
             }
         }
     }
@@ -501,7 +511,7 @@ impl RouteResolver<'_> {
 fn check_route_names(draft: &ConfigDraft, context: &ReadContext<'_>) {
     if draft.routes.is_empty() {
         let problem = ConfigProblem::new(FaultCode::Risk, "there are no routes: no request is served");
-        context.warning(&DocumentLocation::default(), problem.hint("write `[[routes]]`"));
+        context.warning(&DocumentLocation::default(), problem.hint("write `[[routes]]`").lacks(&["routes"]));
     }
     let mut seen = HashSet::new();
     for (route, names) in draft.config.routes.iter().zip(&draft.routes) {
@@ -521,7 +531,7 @@ fn check_key_classes(draft: &ConfigDraft, context: &ReadContext<'_>) {
         for (class, line) in named.classes.iter().filter(|(class, _)| !known.contains(&&**class)) {
             let message = format!("{} line {line}: `[tiers]` does not define `{class}`", named.file);
             let problem = ConfigProblem::new(FaultCode::UnknownName, message);
-            context.error(&named.at, problem.hint(suggest(class, &known)));
+            context.error(&named.at, problem.hint(suggest(class, &known)).lacks(&["tiers"]));
         }
     }
 }
@@ -607,8 +617,20 @@ fn methods_overlap(one: &route::RouteConfig, other: &route::RouteConfig) -> bool
     both_accept_all || one.methods.iter().any(|method| other.methods.contains(method))
 }
 
+/// Whether an error in a route may be the reason that it names no upstream or limit.
+fn may_hide_a_reference(fault: &ConfigFault) -> bool {
+    const KEYS: [&str; 4] = ["upstream", "limits", "canary", "mirror"];
+    let key = fault.path.strip_prefix("routes[").and_then(|rest| rest.split_once("].")).map(|(_, key)| key);
+    let names = |key: &str| KEYS.iter().any(|named| key.split(['.', '[']).next() == Some(*named));
+    let is_misspelt =
+        KEYS.iter().any(|key| fault.hint.as_ref().is_some_and(|hint| hint.contains(&format!("`{key}`?"))));
+    fault.severity == FaultSeverity::Error
+        && (fault.path == "routes"
+            || key.is_some_and(|key| names(key) || fault.code == FaultCode::UnknownKey && is_misspelt))
+}
+
 fn check_unused(draft: &ConfigDraft, used: &UsedDefinitions, context: &ReadContext<'_>) {
-    if used.has_unresolved {
+    if used.has_unresolved || context.has_fault(may_hide_a_reference) {
         return;
     }
     for (index, (upstream, at)) in draft.config.upstreams.iter().zip(&draft.upstreams).enumerate() {

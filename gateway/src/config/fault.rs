@@ -77,11 +77,14 @@ pub(super) struct ConfigProblem {
     pub(super) hint: Option<String>,
     /// The part of the value, as written in the source, that causes the problem.
     pub(super) excerpt: Option<String>,
+    /// Keys that may lack their value because of another fault. The problem is then its
+    /// consequence, and is not reported.
+    pub(super) lacking: Vec<String>,
 }
 
 impl ConfigProblem {
     pub(super) fn new(code: FaultCode, message: impl Into<String>) -> Self {
-        ConfigProblem { code, message: message.into(), hint: None, excerpt: None }
+        ConfigProblem { code, message: message.into(), hint: None, excerpt: None, lacking: Vec::new() }
     }
 
     pub(super) fn bad_value(message: impl Into<String>) -> Self {
@@ -95,6 +98,12 @@ impl ConfigProblem {
 
     pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// The problem is that these keys have no value, or not the one that is meant.
+    pub(super) fn lacks(mut self, keys: &[&str]) -> Self {
+        self.lacking.extend(keys.iter().map(|key| (*key).to_owned()));
         self
     }
 
@@ -149,6 +158,26 @@ pub struct ConfigFault {
     pub(crate) span: Range<usize>,
     /// How to fix the fault.
     pub(crate) hint: Option<String>,
+}
+
+impl ConfigFault {
+    /// Whether the value of `key` may be lost to this error: the error is in the value or in a
+    /// table around it, or is that of an unknown key beside it, whose name may be meant for it.
+    pub(super) fn explains_absence_of(&self, key: &str) -> bool {
+        let is_under = |path: &str, table: &str| {
+            path.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        if self.path.is_empty() {
+            return false;
+        }
+        if self.code == FaultCode::UnknownKey {
+            let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
+            let beside = self.path.rsplit_once('.').map_or("", |(table, _)| table);
+            let is_meant = self.hint.as_ref().is_some_and(|hint| *hint == format!("did you mean `{name}`?"));
+            return beside == table && is_meant;
+        }
+        is_under(&self.path, key) || is_under(key, &self.path)
+    }
 }
 
 /// The faults of one document, in source order.

@@ -23,6 +23,12 @@ impl Config {
         with_file(path, Config::parse)
     }
 
+    /// As [`Config::load`], for a process that runs: the certificates that its listeners have
+    /// loaded stay in use if their files are missing, which is a warning.
+    pub(crate) fn reload(path: &Path) -> Result<(Config, ConfigReport), ConfigReport> {
+        with_file(path, |document| Config::parse_for(document, ReadPurpose::Reload))
+    }
+
     /// As [`Config::load`], to find faults: also checks what a start would find later, in files.
     /// The path `-` is standard input.
     pub fn verify(path: &Path) -> Result<(Config, ConfigReport), ConfigReport> {

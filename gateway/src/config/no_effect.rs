@@ -55,7 +55,12 @@ struct Checks<'a> {
 
 impl Checks<'_> {
     fn warn(&self, at: &DocumentLocation, message: impl Into<String>, hint: &str) {
-        self.context.warning(at, ConfigProblem::new(FaultCode::Risk, message).hint(hint));
+        self.warn_of_lack(at, message, (hint, &[]));
+    }
+
+    /// As `warn`, unless errors of the keys `lacking` explain that they have no value.
+    fn warn_of_lack(&self, at: &DocumentLocation, message: impl Into<String>, (hint, lacking): (&str, &[&str])) {
+        self.context.warning(at, ConfigProblem::new(FaultCode::Risk, message).hint(hint).lacks(lacking));
     }
 
     /// The counters of routes and upstreams are bounded. Those of a former configuration are kept
@@ -86,12 +91,14 @@ impl Checks<'_> {
         };
         if config.server.zone.is_some() && !config.upstreams.iter().any(has_zone) {
             let hint = "write endpoints as `{ url = \"...\", zone = \"...\" }`";
-            self.warn(&self.draft.zone, "`zone` has no effect: no endpoint has a zone", hint);
+            let message = "`zone` has no effect: no endpoint has a zone";
+            self.warn_of_lack(&self.draft.zone, message, (hint, &["upstreams"]));
         }
         for (upstream, at) in config.upstreams.iter().zip(&self.draft.upstreams) {
             if config.server.zone.is_none() && upstream.zones.iter().any(Option::is_some) {
                 let hint = "set `server.zone`, such as \"${ZONE}\"";
-                self.warn(at, "the zones of the endpoints have no effect: this gateway has none", hint);
+                let message = "the zones of the endpoints have no effect: this gateway has none";
+                self.warn_of_lack(at, message, (hint, &["server.zone"]));
             }
         }
     }
@@ -106,7 +113,8 @@ impl Checks<'_> {
         for region in self.draft.regions.iter().flatten() {
             if region.value != remote.default_region && !fallback.contains(&region.value) {
                 let message = format!("no request is in the region `{}`", region.value);
-                self.warn(&region.at, message, "set `identity.region`, the source of the region");
+                let hint = "set `identity.region`, the source of the region";
+                self.warn_of_lack(&region.at, message, (hint, &["identity.region"]));
             }
         }
     }
@@ -122,14 +130,16 @@ impl Checks<'_> {
         let is_default = |name: &str| default.iter().any(|(known, _)| known == name);
         if let Some((name, _)) = config.limit.weights.iter().find(|(name, _)| !is_default(name)) {
             let message = format!("no caller has the class `{name}`");
-            self.warn(&self.draft.tiers, message, "set `identity.tier`, the source of the class");
+            let hint = "set `identity.tier`, the source of the class";
+            self.warn_of_lack(&self.draft.tiers, message, (hint, &["identity.tier"]));
         }
     }
 
     fn exempt_callers(&self) {
         let config = &self.draft.config;
         if !config.identify.access.exempt.is_empty() && config.limit.rules.is_empty() {
-            self.warn(&self.draft.exempt, "`exempt` has no effect: there are no limits", "write `[limits.NAME]`");
+            let message = "`exempt` has no effect: there are no limits";
+            self.warn_of_lack(&self.draft.exempt, message, ("write `[limits.NAME]`", &["limits"]));
         }
     }
 
@@ -137,7 +147,7 @@ impl Checks<'_> {
         let config = &self.draft.config;
         if config.remote.is_none() && config.cache.remote_object_bytes != CacheConfig::default().remote_object_bytes {
             let message = "`remote_object_bytes` has no effect: nothing is stored remotely";
-            self.warn(&self.draft.remote_object_bytes, message, "write `[redis]`");
+            self.warn_of_lack(&self.draft.remote_object_bytes, message, ("write `[redis]`", &["redis"]));
         }
     }
 
@@ -163,7 +173,8 @@ impl Checks<'_> {
         let costs = [("cost", &names.cost, route.cost.get() > 1), ("cost_by_status", &names.cost_by_status, has_more)];
         for (key, at, _) in costs.into_iter().filter(|(.., is_set)| *is_set) {
             let message = format!("`{key}` has no effect: the route has no limits");
-            self.warn(at, message, "name limits in `limits`");
+            let limits = names.cost.path.replace(".cost", ".limits");
+            self.warn_of_lack(at, message, ("name limits in `limits`", &[&limits]));
         }
     }
 
@@ -201,7 +212,7 @@ impl Checks<'_> {
                 Scheme::Https => "write `[listen.tls]`, or `identity.trusted_proxies` for a proxy that ends TLS",
                 Scheme::Http => "write a `[[listen]]` without TLS",
             };
-            self.warn(&names.matched, message, hint);
+            self.warn_of_lack(&names.matched, message, (hint, &["listen", "identity.trusted_proxies"]));
         }
     }
 

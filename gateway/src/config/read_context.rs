@@ -5,6 +5,7 @@
 //! documentation is generated from this record.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 
 use super::expand::ExpansionEnvironment;
 use super::fault::{ConfigFault, ConfigProblem, DocumentLocation, FaultSeverity};
@@ -16,7 +17,8 @@ pub(super) struct ReadContext<'a> {
     pub(super) environment: ExpansionEnvironment<'a>,
     pub(super) purpose: ReadPurpose,
     pub(super) own_machine: OwnMachine,
-    faults: RefCell<Vec<ConfigFault>>,
+    /// With the keys that each is about (see [`ConfigProblem::lacks`]).
+    faults: RefCell<Vec<(ConfigFault, Vec<String>)>>,
     keys: RefCell<Vec<KeySpec>>,
     tables: RefCell<Vec<TableSpec>>,
     values: RefCell<Vec<EffectiveValue>>,
@@ -27,6 +29,9 @@ pub(super) struct ReadContext<'a> {
 pub(super) enum ReadPurpose {
     /// To run by it.
     Run,
+    /// To run by it in place of another one: what listeners have loaded from files stays in use
+    /// without the files.
+    Reload,
     /// To find its faults: also those that a start would find later, in files.
     Check,
     /// To print it.
@@ -100,8 +105,9 @@ impl<'a> ReadContext<'a> {
         }
     }
 
-    pub(super) fn error(&self, at: &DocumentLocation, problem: ConfigProblem) {
-        self.faults.borrow_mut().push(self.narrow(at, &problem).error(problem));
+    pub(super) fn error(&self, at: &DocumentLocation, mut problem: ConfigProblem) {
+        let lacking = std::mem::take(&mut problem.lacking);
+        self.faults.borrow_mut().push((self.narrow(at, &problem).error(problem), lacking));
     }
 
     /// The part of `at` that holds the problem's excerpt, or all of `at` if the source there does
@@ -117,8 +123,9 @@ impl<'a> ReadContext<'a> {
         }
     }
 
-    pub(super) fn warning(&self, at: &DocumentLocation, problem: ConfigProblem) {
-        self.faults.borrow_mut().push(at.warning(problem));
+    pub(super) fn warning(&self, at: &DocumentLocation, mut problem: ConfigProblem) {
+        let lacking = std::mem::take(&mut problem.lacking);
+        self.faults.borrow_mut().push((at.warning(problem), lacking));
     }
 
     pub(super) fn report(&self, severity: FaultSeverity, at: &DocumentLocation, problem: ConfigProblem) {
@@ -133,7 +140,12 @@ impl<'a> ReadContext<'a> {
         let is_under = |fault: &ConfigFault| {
             fault.path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
-        self.faults.borrow().iter().any(is_under)
+        self.faults.borrow().iter().any(|(fault, _)| is_under(fault))
+    }
+
+    /// Whether one of the faults found so far is such a one.
+    pub(super) fn has_fault(&self, is_such: impl Fn(&ConfigFault) -> bool) -> bool {
+        self.faults.borrow().iter().any(|(fault, _)| is_such(fault))
     }
 
     /// Records a key as its reader declares it.
@@ -169,8 +181,29 @@ impl<'a> ReadContext<'a> {
         self.values.borrow().clone()
     }
 
+    /// The faults without those that are consequences of others.
     pub(super) fn into_faults(self) -> Vec<ConfigFault> {
-        self.faults.into_inner()
+        let all = self.faults.into_inner();
+        let is_cause = |(fault, lacking): &&(ConfigFault, Vec<String>)| {
+            lacking.is_empty() && fault.severity == FaultSeverity::Error
+        };
+        let causes: Vec<ConfigFault> = all.iter().filter(is_cause).map(|(fault, _)| fault.clone()).collect();
+        // A document may have thousands of consequences of one kind.
+        let mut is_explained: HashMap<String, bool> = HashMap::new();
+        let mut is_consequence = |keys: Vec<String>| {
+            keys.into_iter().any(|key| {
+                let explained = || causes.iter().any(|fault| fault.explains_absence_of(&key));
+                match is_explained.get(&key) {
+                    Some(known) => *known,
+                    None => {
+                        let explained = explained();
+                        is_explained.insert(key, explained);
+                        explained
+                    }
+                }
+            })
+        };
+        all.into_iter().filter_map(|(fault, lacking)| (!is_consequence(lacking)).then_some(fault)).collect()
     }
 
     /// All declarations about tables, in their order.

@@ -270,6 +270,36 @@ impl ValueKind for PositiveNumber {
     }
 }
 
+/// A number within an inclusive range.
+pub(super) struct NumberRange(pub(super) RangeInclusive<f64>);
+
+impl ValueKind for NumberRange {
+    type Value = f64;
+
+    fn describe(&self) -> String {
+        format!("a number from {} to {}", self.0.start(), self.0.end())
+    }
+
+    fn format(&self, value: &f64) -> String {
+        format!("{value:?}")
+    }
+
+    fn schema(&self) -> Value {
+        json!({ "type": "number", "minimum": self.0.start(), "maximum": self.0.end() })
+    }
+
+    fn read(&self, input: &InputValue<'_>) -> Result<f64, ConfigProblem> {
+        let number = match input.node.value {
+            DocumentValue::Float(number) => number,
+            // The conversion loses precision only above 2^53, which is outside every range.
+            DocumentValue::Integer(number) => number as f64,
+            _ => return Err(input.wrong_type(self)),
+        };
+        // No range contains NaN.
+        if self.0.contains(&number) { Ok(number) } else { Err(out_of_range(self)) }
+    }
+}
+
 /// A number from 0 to 1.
 pub(super) struct Share;
 

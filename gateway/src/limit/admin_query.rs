@@ -81,10 +81,12 @@ impl AdminQuery {
                 // `tier`: the former name.
                 "user_class" | "tier" => description.user_class = Some(value.into_owned()),
                 "key" => {
-                    let pair = value.split_once(':').map(|(rule, value)| (rule.to_owned(), value.to_owned()));
-                    description
-                        .keys
-                        .push(pair.ok_or_else(|| AdminQueryError::InvalidValue(value.into_owned(), "RULE:VALUE"))?);
+                    let invalid = |expected| AdminQueryError::InvalidValue(value.clone().into_owned(), expected);
+                    let (rule, key) = value.split_once(':').ok_or_else(|| invalid("RULE:VALUE"))?;
+                    if description.keys.iter().any(|(known, _)| known == rule) {
+                        return Err(invalid("the only value for its rule"));
+                    }
+                    description.keys.push((rule.to_owned(), key.to_owned()));
                 }
                 _ => return Err(AdminQueryError::UnknownParameter(name.into_owned(), EXPLAIN_PARAMETERS)),
             }
@@ -266,6 +268,7 @@ mod tests {
         assert_eq!(AdminQuery::explain("device=a"), Err(AdminQueryError::MissingAddress));
         assert!(matches!(AdminQuery::explain("ip=a"), Err(AdminQueryError::InvalidValue(..))));
         assert!(matches!(AdminQuery::explain("ip=::1&key=a"), Err(AdminQueryError::InvalidValue(..))));
+        assert!(matches!(AdminQuery::explain("ip=::1&key=a:b&key=a:c"), Err(AdminQueryError::InvalidValue(..))));
         assert!(matches!(AdminQuery::explain("ip=::1&user=a&principal=a"), Err(AdminQueryError::InvalidValue(..))));
         let Ok(AdminQuery::Explain(description)) = AdminQuery::explain("ip=192.0.2.1&device=a%26b&key=tenants:a:b")
         else {

@@ -32,7 +32,7 @@ use super::service_manager::{NotifiedState, ServiceManager};
 use super::start_error::StartError;
 use super::state::{ACKNOWLEDGEMENT_TIMEOUT, ConfigSource, LifecycleStage, SharedAdminConfig, SharedState, check_node};
 use super::upgrade::IsSuccessor;
-use super::{assemble, bounded_lists, breakers, last_reload};
+use super::{assemble, bounded_lists, breakers, last_reload, resources};
 use crate::admin::{self, AdminViews, LiveSources, ReadinessReport};
 use crate::cache::stored::CacheMeta;
 use crate::config::{Config, ConfigFault, ConfigFile, ConfigReport, FaultSeverity};
@@ -42,6 +42,7 @@ use crate::purge::{PurgeOrder, PurgeOrderError, PurgeOutcome};
 use crate::serve;
 use crate::simple_server::SimpleServerStage;
 use crate::tasks::{self, ServiceEnd, ServiceTask, TaskKind, TaskWait};
+use crate::tls::TlsConfig;
 
 /// Interval at which the states of shards and limits are checked for changes.
 const STATE_CHECK_INTERVAL: Duration = Duration::from_millis(250);
@@ -222,7 +223,7 @@ impl Reloader {
     /// the old snapshot.
     fn reload(&self, file: &Path, trigger: &str, status: &ReloadStatus) {
         let shared = &self.shared;
-        let (config, warnings) = match Config::load(file) {
+        let (mut config, warnings) = match Config::reload(file) {
             Ok(loaded) => loaded,
             Err(report) => {
                 let (errors, warnings) = (report.count(FaultSeverity::Error), report.count(FaultSeverity::Warning));
@@ -235,6 +236,8 @@ impl Reloader {
         if !warnings.is_empty() {
             report_faults(&warnings);
         }
+        let restart = changed_restart_settings(&self.started_with, &config);
+        keep_restart_settings(&self.started_with, &mut config);
         let snapshot =
             match assemble::snapshot(&config, &shared.store, shared.lease_node, Some(&shared.snapshot.load())) {
                 Ok(snapshot) => snapshot,
@@ -245,7 +248,10 @@ impl Reloader {
                     return Event::ReloadRefused { errors: 1, warnings: warnings.count(FaultSeverity::Warning) }.emit();
                 }
             };
-        let restart = report_restart_settings(&self.started_with, &config);
+        restart.iter().for_each(|setting| Event::ReloadNeedsRestart { setting }.emit());
+        if config.accept.connections != shared.config.load().accept.connections {
+            resources::raise_descriptors(config.accept.connections);
+        }
         shared.connections.set_limits(config.accept.clone());
         shared.tls_terminators.iter().flatten().for_each(|terminator| terminator.reload());
         self.admin_config.store(Arc::new(config.admin.clone()));
@@ -289,9 +295,9 @@ fn report_faults(report: &ConfigReport) {
     }
 }
 
-/// Reports the settings that differ from those of the running process and take effect only after a
-/// restart. At every reload, until they are in effect or changed back. Returns their names.
-fn report_restart_settings(old: &Config, new: &Config) -> Vec<&'static str> {
+/// The names of the settings that differ from those of the running process and take effect only
+/// after a restart. Reported at every reload, until they are in effect or changed back.
+fn changed_restart_settings(old: &Config, new: &Config) -> Vec<&'static str> {
     let remote = |config: &Config| {
         config.remote.as_ref().map(|remote| {
             let regions = remote.regions.iter().map(|(region, shards)| {
@@ -311,6 +317,7 @@ fn report_restart_settings(old: &Config, new: &Config) -> Vec<&'static str> {
     let changes = [
         (old.listen != new.listen, "listen"),
         (old.server.workers != new.server.workers, "server.workers"),
+        (old.server.node != new.server.node, "server.node"),
         (old.server.upgrade_socket != new.server.upgrade_socket, "server.upgrade_socket"),
         (old.admin.address != new.admin.address, "admin.address"),
         (old.cache.memory_bytes != new.cache.memory_bytes, "cache.memory"),
@@ -318,8 +325,26 @@ fn report_restart_settings(old: &Config, new: &Config) -> Vec<&'static str> {
         (remote(old) != remote(new), "redis"),
         (old.log.access != new.log.access, "log.access"),
     ];
-    let changed = changes.iter().filter(|(is_changed, _)| *is_changed).map(|(_, setting)| *setting);
-    changed.inspect(|setting| Event::ReloadNeedsRestart { setting }.emit()).collect()
+    changes.iter().filter(|(is_changed, _)| *is_changed).map(|(_, setting)| *setting).collect()
+}
+
+/// Sets the settings of `changed_restart_settings` to those of the running process, so that none
+/// is in effect in part: they are also shown, compared with, and exported.
+fn keep_restart_settings(running: &Config, new: &mut Config) {
+    if new.listen != running.listen {
+        // A renewed certificate of a running listener is loaded, whatever the file names.
+        let tls = running.listen.iter().filter_map(|listen| listen.tls.as_ref());
+        new.files.extend(tls.flat_map(TlsConfig::files).map(ConfigFile::before_use));
+        new.listen.clone_from(&running.listen);
+    }
+    new.server.workers = running.server.workers;
+    new.server.node.clone_from(&running.server.node);
+    new.server.upgrade_socket.clone_from(&running.server.upgrade_socket);
+    new.admin.address = running.admin.address;
+    new.cache.memory_bytes = running.cache.memory_bytes;
+    new.cache.hot_rate = running.cache.hot_rate;
+    new.remote.clone_from(&running.remote);
+    new.log.access.clone_from(&running.log.access);
 }
 
 /// The tasks that refresh the leases of cluster limits, one for each rule.

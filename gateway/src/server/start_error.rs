@@ -17,8 +17,8 @@ pub enum StartError {
     Limits(#[from] limiter::RuleError),
     #[error("cannot use the stores: {0}")]
     Store(#[from] shard::StoreConfigError),
-    #[error("cannot open the access log: {0}")]
-    AccessLog(io::Error),
+    #[error("cannot open the access log{}: {source}", path.as_ref().map_or(String::new(), |path| format!(" {}", path.display())))]
+    AccessLog { path: Option<PathBuf>, source: io::Error },
     #[error("cannot use the sockets of systemd (LISTEN_FDS): {0}")]
     Activation(#[source] io::Error),
     #[error(

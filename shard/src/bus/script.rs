@@ -83,6 +83,15 @@ end
 return last
 ";
 
+/// KEYS: nodes. ARGV: pairs of a member and its last heartbeat.
+/// Removes the members that have had no other heartbeat since.
+pub(super) const REMOVE_ENDED: &str = r"
+for i = 1, #ARGV, 2 do
+  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
+end
+return ''
+";
+
 /// KEYS: events, overrides. ARGV: name, version, text, duration in milliseconds, to, from, `what`,
 /// most events, most overrides, longest duration in milliseconds.
 /// Returns the event ID, which is empty if the server already had this version or a later one. An

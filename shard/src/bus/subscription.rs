@@ -10,10 +10,11 @@
 //! `HEARTBEAT_INTERVAL`, or the subscription ends.
 
 use super::event::{self, BusEvent, EventPayload, OVERRIDE_KIND, StoredOverride, StreamPosition};
+use super::members::{EarlierProcesses, NodeHeartbeat};
 use super::overrides::{OVERRIDE_DURATION_MAX, OVERRIDES_MAX};
 use super::script::{
     BUS_HASH_TAG, BUS_KEY_PREFIX, EVENTS_KEY, EVENTS_MAX, HEARTBEAT, NODE_EXPIRY_MS, NODES_KEY, OVERRIDES_KEY,
-    PUBLISH_OVERRIDE, PUBLISH_PURGE, STATE_KEY, TAGS_KEPT_MAX, TAGS_KEY,
+    PUBLISH_OVERRIDE, PUBLISH_PURGE, REMOVE_ENDED, STATE_KEY, TAGS_KEPT_MAX, TAGS_KEY,
 };
 use crate::entry::Purge;
 use crate::placement::{ENTRY_KEY_PREFIX, digest_prefix, is_tombstone_key};
@@ -94,14 +95,6 @@ pub(super) struct PublishedPurge {
     pub(super) position: Option<StreamPosition>,
 }
 
-/// The last heartbeat of a node on a server: the node's position in the stream, and the time in
-/// milliseconds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct NodeHeartbeat {
-    pub(super) position: StreamPosition,
-    pub(super) seen_ms: u64,
-}
-
 /// The subscription to one server: the shards on it, its address, and the progress of reading its
 /// stream.
 pub(super) struct Subscription {
@@ -122,6 +115,7 @@ struct SubscriptionState {
     position: Option<StreamPosition>,
     /// The highest purge number of this server.
     last_purge_number: u64,
+    earlier_processes: EarlierProcesses,
 }
 
 /// A purge to publish.
@@ -231,6 +225,20 @@ impl Subscription {
 
     pub(super) fn position(&self) -> Option<StreamPosition> {
         self.state().position
+    }
+
+    /// Those of `heartbeats` that are the last ones of earlier processes of this node, `member`.
+    pub(super) fn ended_processes(
+        &self,
+        member: &str,
+        heartbeats: &HashMap<String, NodeHeartbeat>,
+    ) -> Vec<(String, NodeHeartbeat)> {
+        self.state().earlier_processes.ended(member, heartbeats)
+    }
+
+    /// Whether the server lists earlier processes of this node that may have ended.
+    pub(super) fn has_earlier_processes(&self) -> bool {
+        !self.state().earlier_processes.is_empty()
     }
 
     /// Reads the events since the last read, in order. If the stream was trimmed or lost meanwhile,
@@ -402,6 +410,16 @@ impl CommandHandle {
         let mut leave = Pipeline::with_capacity(1);
         leave.cmd("HDEL").arg(NODES_KEY).arg(members);
         self.execute(&leave).await.map(drop)
+    }
+
+    /// Removes members that have had no heartbeat since these.
+    pub(super) async fn remove_ended(&self, members: &[(String, NodeHeartbeat)]) -> Result<(), ShardFault> {
+        let mut remove = Pipeline::with_capacity(1);
+        remove.cmd("EVAL").arg(REMOVE_ENDED).arg(1).arg(NODES_KEY);
+        for (member, NodeHeartbeat { position, seen_ms }) in members {
+            remove.arg(member).arg(format!("{position} {seen_ms}"));
+        }
+        self.execute(&remove).await.map(drop)
     }
 
     /// The last heartbeats of all members.

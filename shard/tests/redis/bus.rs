@@ -151,6 +151,46 @@ async fn a_disconnected_node_is_unacknowledged_and_catches_up_on_purges() {
     assert_eq!((again.acknowledged_nodes.len(), again.unacknowledged_nodes.len()), (20, 0), "{again:?}");
 }
 
+/// A node that ends without leaving is awaited until a new process of its name has started. A
+/// second process of the same name that is alive is awaited like any other node.
+#[tokio::test]
+async fn a_new_process_replaces_a_crashed_one_of_its_name_but_no_live_one() {
+    let server = Server::start();
+    let one = Node::start_subscribed("one", &[server.url()]).await;
+    let crashed = Node::start_subscribed("two", &[server.url()]).await;
+    let list = |names: &std::collections::BTreeSet<String>| names.iter().cloned().collect::<Vec<_>>();
+    let lists = |report: &DeliveryReport| (list(&report.acknowledged_nodes), list(&report.unacknowledged_nodes));
+    let (one_only, both) = (vec!["one".to_owned()], vec!["one".to_owned(), "two".to_owned()]);
+    drop(crashed);
+    let report = one.bus.purge(&[hard("a")], None, 10 * SECOND).await.unwrap();
+    assert_eq!(lists(&report), (one_only, vec!["two".to_owned()]), "no process replaces it");
+
+    let proxy = Proxy::to(server.port()).await;
+    let again = Node::start_subscribed("two", &[proxy.url()]).await;
+    let report = one.purge("a").await;
+    assert_eq!(lists(&report), (both.clone(), Vec::new()), "the new process is there instead");
+    let report = one.publish(request("x", "one", HOUR, None)).await;
+    assert_eq!(lists(&report), (both.clone(), Vec::new()));
+
+    // One that is started within the heartbeat interval of the crash replaces the old one, too.
+    drop(again);
+    let again = Node::start_subscribed("two", &[proxy.url()]).await;
+    let report = one.bus.purge(&[hard("a")], None, 10 * SECOND).await.unwrap();
+    assert_eq!(lists(&report), (both.clone(), Vec::new()));
+    assert_eq!(lists(&again.purge("a").await), (both.clone(), Vec::new()));
+
+    let _twin = Node::start_subscribed("two", &[server.url()]).await;
+    sleep(3 * SECOND).await;
+    let report = one.purge("a").await;
+    assert_eq!(lists(&report), (both.clone(), Vec::new()));
+    proxy.disconnect();
+    let report = one.bus.purge(&[hard("a")], None, 10 * SECOND).await.unwrap();
+    assert_eq!(lists(&report), (both.clone(), vec!["two".to_owned()]), "the first has not acknowledged");
+    proxy.restore();
+    wait_until("subscribed again", || again.is_subscribed()).await;
+    assert_eq!(lists(&one.purge("a").await), (both, Vec::new()));
+}
+
 #[tokio::test]
 async fn a_new_node_does_not_find_purged_entries() {
     let server = Server::start();

@@ -33,7 +33,8 @@ fn list(table: &TableReader<'_>, key: &'static str, identify: &identify::Identit
             "`{}` never matches: `identity.{missing}` is not set",
             format_entry(&entry.value)
         ));
-        table.context.error(&entry.at, problem.hint(format!("set `identity.{missing}`")));
+        let key = format!("identity.{missing}");
+        table.context.error(&entry.at, problem.hint(format!("set `{key}`")).lacks(&[&key]));
     }
     entries.into_iter().map(|entry| entry.value).collect()
 }

@@ -1,6 +1,7 @@
 //! Paths of files that the configuration names.
 
-use std::path::PathBuf;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::super::fault::{ConfigProblem, FaultCode};
@@ -15,17 +16,38 @@ const FILE_BYTES_MAX: u64 = 16 << 20;
 /// Opens a file that is read at start, so that `tidegate check` reports an unreadable file. Returns
 /// whether it may be read: a pipe would block, and a device may have no end.
 pub(super) fn check_file(table: &TableReader<'_>, file: &Located<PathBuf>) -> bool {
-    let opened = std::fs::metadata(&file.value).and_then(|metadata| match metadata.len() {
-        _ if !metadata.is_file() => Err(std::io::Error::other("it is not a regular file")),
-        0..=FILE_BYTES_MAX => std::fs::File::open(&file.value).map(drop),
-        _ => Err(std::io::Error::other("it is larger than 16 MiB")),
-    });
-    let is_usable = opened.is_ok();
-    if let Err(error) = opened {
-        let problem = ConfigProblem::new(FaultCode::File, format!("cannot read {}: {error}", file.value.display()));
-        table.context.error(&file.at, problem.hint("paths are relative to the directory of the configuration file"));
+    let opened = open(&file.value);
+    if let Err(error) = &opened {
+        let hint = "paths are relative to the directory of the configuration file";
+        table.context.error(&file.at, unreadable(file, error).hint(hint));
     }
-    is_usable
+    opened.is_ok()
+}
+
+/// As [`check_file`], for a file of a listener. A reload keeps what the listener has loaded, and is
+/// not refused, if the file is missing or must not be read.
+pub(super) fn check_listener_file(table: &TableReader<'_>, file: &Located<PathBuf>) -> bool {
+    match open(&file.value) {
+        // Other files are not opened by the listener either.
+        Err(error) if table.context.purpose == ReadPurpose::Reload && error.kind() != ErrorKind::Other => {
+            let hint = "the listener keeps what it has loaded; without the file, no gateway starts";
+            table.context.warning(&file.at, unreadable(file, &error).hint(hint));
+            false
+        }
+        _ => check_file(table, file),
+    }
+}
+
+fn open(path: &Path) -> io::Result<()> {
+    std::fs::metadata(path).and_then(|metadata| match metadata.len() {
+        _ if !metadata.is_file() => Err(io::Error::other("it is not a regular file")),
+        0..=FILE_BYTES_MAX => std::fs::File::open(path).map(drop),
+        _ => Err(io::Error::other("it is larger than 16 MiB")),
+    })
+}
+
+fn unreadable(file: &Located<PathBuf>, error: &io::Error) -> ConfigProblem {
+    ConfigProblem::new(FaultCode::File, format!("cannot read {}: {error}", file.value.display()))
 }
 
 /// The content of a file, whose change then triggers a reload. `None` if it cannot be read, which

@@ -91,7 +91,8 @@ pub(super) fn read(root: &TableReader<'_>) -> (IdentityConfig, Vec<DocumentLocat
 fn user_class_claim(identity: &TableReader<'_>, claim: Located<String>) -> IdentitySource {
     if !identity.has_table("user") {
         let problem = ConfigProblem::new(FaultCode::Missing, "there is no token to read the claim from");
-        identity.context.error(&claim.at, problem.hint("set `identity.user = { jwt = { ... } }`"));
+        let problem = problem.hint("set `identity.user = { jwt = { ... } }`").lacks(&["identity.user"]);
+        identity.context.error(&claim.at, problem);
     }
     IdentitySource::Claim(claim.value)
 }

@@ -3,14 +3,15 @@
 use std::num::{NonZeroU32, NonZeroUsize};
 
 use limiter::{
-    Fraction, KEYS_PER_RULE_MAX, KeyIndex, Mode, Percent, Quota, QuotaError, Rate, Rule, Scope, WEIGHT_MAX, Weight,
+    Fraction, KEYS_PER_RULE_MAX, KeyIndex, Mode, Percent, Quota, QuotaError, Rate, Rule, Scope, WEIGHT_MAX, WEIGHT_MIN,
+    Weight,
 };
 
 use super::super::constraints;
 use super::super::fault::{ConfigProblem, DocumentLocation, FaultCode};
 use super::super::suggestion::suggest;
 use super::super::table_reader::TableReader;
-use super::super::value_kind::{IntegerRange, OneOf, ParsedString, PositiveNumber};
+use super::super::value_kind::{IntegerRange, NumberRange, OneOf, ParsedString, PositiveNumber};
 use super::bounds::index;
 use super::{formats, identity};
 use crate::identify::{self, IdentitySource, LIMIT_KEYS_MAX};
@@ -19,6 +20,9 @@ use formats::{segment_number, token};
 
 /// A larger burst is a mistake.
 const BURST_MAX: u32 = 100_000_000;
+
+/// The quota of an address is that of a device times this number, as its weight.
+const PER_ADDRESS_MAX: u32 = WEIGHT_MAX as u32;
 
 /// At least one request in a period.
 pub(super) const RATE_PATTERN: &str = "0*[1-9][0-9]*/[smhd]";
@@ -34,7 +38,7 @@ const RATE: ParsedString<Rate> = ParsedString {
 pub(super) fn weights(root: &TableReader<'_>) -> Vec<(String, f64)> {
     let mut weights = limit::LimitConfig::default().weights;
     root.constraint(constraints::names("tiers", formats::NAME_PATTERN));
-    for (name, weight) in root.named_values("tiers", &PositiveNumber(WEIGHT_MAX)) {
+    for (name, weight) in root.named_values("tiers", &NumberRange(WEIGHT_MIN..=WEIGHT_MAX)) {
         if let Err(problem) = formats::parse_name(&name.value) {
             root.context.error(&name.at, problem);
         }
@@ -124,7 +128,7 @@ fn rule(
     let key = table.optional("key", &KEY);
     let keys = table.optional("keys", &IntegerRange(1..=KEYS_PER_RULE_MAX));
     let exposure = table.value_or("headers", &EXPOSURES, HeaderExposure::default());
-    let per_address = table.value_or("per_address", &IntegerRange(0..=1_000_000), DEFAULT_PER_ADDRESS);
+    let per_address = table.value_or("per_address", &IntegerRange(0..=PER_ADDRESS_MAX), DEFAULT_PER_ADDRESS);
     let reserve = reserve(table, weights);
     let (scope, rate, burst) = (scope?, rate?, burst?);
     let quota = match Quota::new(rate.value, NonZeroU32::new(burst.value)?) {
@@ -137,12 +141,14 @@ fn rule(
     let key = match (scope.value, key) {
         (Scope::Key, None) => {
             let problem = ConfigProblem::new(FaultCode::Missing, "a limit with `tier = \"key\"` needs a `key`");
-            table.context.error(&table.at, problem.hint(format!("write key = {}", KEY.name)));
+            let problem = problem.hint(format!("write key = {}", KEY.name));
+            table.context.error(&table.at, problem.lacks(&[&table.location_of(&["key"]).path]));
             return None;
         }
         (Scope::Key, Some(source)) if matches!(source.value, IdentitySource::Claim(_)) && identify.tokens.is_none() => {
             let problem = ConfigProblem::new(FaultCode::Missing, "there is no token to read the claim from");
-            table.context.error(&source.at, problem.hint("set `identity.user = { jwt = { ... } }`"));
+            let problem = problem.hint("set `identity.user = { jwt = { ... } }`").lacks(&["identity.user"]);
+            table.context.error(&source.at, problem);
             return None;
         }
         (Scope::Key, Some(source)) => Some(key_index(source.value, &mut identify.keys).or_else(|| {
@@ -162,7 +168,9 @@ fn rule(
     let has_many_devices = scope.value == Scope::Device && (!identify.device.is_empty() || identify.has_fingerprints);
     if table.has("per_address") && !has_many_devices {
         let message = "`per_address` applies to limits with `tier = \"device\"` only, and needs `identity.device` or a listener with TLS";
-        table.context.error(&table.location_of(&["per_address"]), ConfigProblem::bad_value(message));
+        let problem = ConfigProblem::bad_value(message);
+        let tier = table.location_of(&["tier"]).path;
+        table.context.error(&table.location_of(&["per_address"]), problem.lacks(&["identity.device", "listen", &tier]));
     }
     let is_chosen = |source: &IdentitySource| matches!(source, IdentitySource::Header(_) | IdentitySource::Cookie(_));
     if has_many_devices && !table.has("per_address") && per_address > 0 && identify.device.iter().any(is_chosen) {
@@ -176,7 +184,7 @@ fn rule(
     }
     if scope.value == Scope::User && !identify.has_users() {
         let problem = ConfigProblem::new(FaultCode::Risk, "this limit never applies: no request has a user");
-        table.context.warning(&table.at, problem.hint("set `identity.user`"));
+        table.context.warning(&table.at, problem.hint("set `identity.user`").lacks(&["identity.user"]));
     }
     if let Some(keys) = keys.as_ref().filter(|_| matches!(scope.value, Scope::Node | Scope::Cluster)) {
         table.context.error(
@@ -242,7 +250,7 @@ fn reserve(table: &TableReader<'_>, weights: &[(String, f64)]) -> Box<[Fraction]
                 let known: Vec<&str> = weights.iter().map(|(known, _)| known.as_str()).collect();
                 let problem =
                     ConfigProblem::new(FaultCode::UnknownName, format!("unknown user class `{}`", name.value));
-                table.context.error(&name.at, problem.hint(suggest(&name.value, &known)));
+                table.context.error(&name.at, problem.hint(suggest(&name.value, &known)).lacks(&["tiers"]));
             }
         }
     }

@@ -9,7 +9,7 @@ use super::super::read_context::ReadPurpose;
 use super::super::table_reader::TableReader;
 use super::super::value_kind::{Boolean, DurationRange, IntegerRange, OneOf, SizeRange};
 use super::bounds::{DAY, GIB, HOUR, MIB, MS, index, index_of};
-use super::files::{check_file, check_validity, optional_path, path};
+use super::files::{check_listener_file, check_validity, optional_path, path};
 use super::formats;
 use super::secrets::secret;
 use crate::accept::{self, ListenConfig};
@@ -44,7 +44,7 @@ fn tls(table: &TableReader<'_>, http2: bool) -> tls::TlsConfig {
     let certificates: Vec<Option<tls::CertificateFiles>> = table.tables("certificates", |files| {
         let (cert, key) = (path(files, "cert"), path(files, "key"));
         for file in [&cert, &key].into_iter().flatten() {
-            check_file(files, file);
+            check_listener_file(files, file);
         }
         let at = files.at.clone();
         let certificate = tls::CertificateFiles { cert: cert?.value, key: key?.value };
@@ -58,7 +58,7 @@ fn tls(table: &TableReader<'_>, http2: bool) -> tls::TlsConfig {
     if certificates.is_empty() {
         let problem = ConfigProblem::new(FaultCode::Missing, "TLS needs at least one certificate");
         let hint = "write `certificates = [{ cert = \"tls.crt\", key = \"tls.key\" }]`";
-        table.context.error(&table.at, problem.hint(hint));
+        table.context.error(&table.at, problem.hint(hint).lacks(&[&table.location_of(&["certificates"]).path]));
     }
     let client_auth = client_auth(table);
     tls::TlsConfig {
@@ -93,7 +93,7 @@ fn client_auth(table: &TableReader<'_>) -> Option<tls::ClientAuthConfig> {
     table.constraint(constraints::needs("client_auth", "client_ca"));
     table.constraint(constraints::needs("client_crl", "client_ca"));
     let (ca, crl) = (optional_path(table, "client_ca"), optional_path(table, "client_crl"));
-    let [is_usable, _] = [&ca, &crl].map(|file| file.as_ref().is_some_and(|file| check_file(table, file)));
+    let [is_usable, _] = [&ca, &crl].map(|file| file.as_ref().is_some_and(|file| check_listener_file(table, file)));
     if let Some(ca) = ca.as_ref().filter(|_| is_usable && table.context.purpose == ReadPurpose::Check)
         && let Ok(pem) = std::fs::read(&ca.value)
     {
@@ -103,7 +103,7 @@ fn client_auth(table: &TableReader<'_>) -> Option<tls::ClientAuthConfig> {
     if ca.is_none() {
         for at in mode_at.iter().chain(crl.as_ref().map(|crl| &crl.at)) {
             let problem = ConfigProblem::new(FaultCode::Missing, "there is no authority to verify certificates with");
-            table.context.error(at, problem.hint("set `client_ca`"));
+            table.context.error(at, problem.hint("set `client_ca`").lacks(&[&table.location_of(&["client_ca"]).path]));
         }
     }
     Some(tls::ClientAuthConfig { ca: ca?.value, crl: crl.map(|crl| crl.value), mode })

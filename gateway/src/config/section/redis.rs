@@ -77,7 +77,8 @@ pub(super) fn read(root: &TableReader<'_>, object_bytes: u64) -> RedisSection {
         let compress = table.value_or("compress_from", &SizeRange(1..=1 << 40), DEFAULT_COMPRESS_FROM);
         if compression == Compression::Off && compress != DEFAULT_COMPRESS_FROM {
             let problem = ConfigProblem::new(FaultCode::Risk, "`compress_from` has no effect: nothing is compressed");
-            table.context.warning(&table.location_of(&["compress_from"]), problem.hint("set `redis.compression`"));
+            let problem = problem.hint("set `redis.compression`").lacks(&["redis.compression"]);
+            table.context.warning(&table.location_of(&["compress_from"]), problem);
         }
         let copies = table.value_or("hot_copies", &IntegerRange(1..=64), DEFAULT_HOT_COPIES);
         let tls = table.table("tls", tls_config);
@@ -225,18 +226,19 @@ fn tls_config(table: &TableReader<'_>) -> shard::RedisTlsConfig {
     let pem = |key: &'static str| {
         let path = table.optional(key, &AnyString)?;
         let text = read_file(&table.context.environment, &path.value);
-        text.map(String::into_bytes).map_err(|problem| table.context.error(&path.at, problem)).ok()
+        let text = text.map(String::into_bytes).map_err(|problem| table.context.error(&path.at, problem)).ok()?;
+        Some(Located { value: (path.value, text), at: path.at })
     };
     table.constraint(constraints::needs("cert", "key"));
     table.constraint(constraints::needs("key", "cert"));
     let (ca, cert, key) = (pem("ca"), pem("cert"), pem("key"));
-    for (name, text) in [("ca", &ca), ("cert", &cert)] {
-        let has_one = |text: &Vec<u8>| text.windows(CERTIFICATE_LABEL.len()).any(|window| window == CERTIFICATE_LABEL);
-        if text.as_ref().is_some_and(|text| !has_one(text)) {
-            let problem = ConfigProblem::new(FaultCode::File, "the file contains no PEM certificate");
-            table.context.error(&table.location_of(&[name]), problem);
+    for Located { value: (path, text), at } in [&ca, &cert].into_iter().flatten() {
+        if !text.windows(CERTIFICATE_LABEL.len()).any(|window| window == CERTIFICATE_LABEL) {
+            let problem = ConfigProblem::new(FaultCode::File, format!("{path} contains no PEM certificate"));
+            table.context.error(at, problem);
         }
     }
+    let [ca, cert, key] = [ca, cert, key].map(|file| file.map(|file| file.value.1));
     if table.has("cert") != table.has("key") {
         let problem = ConfigProblem::new(FaultCode::Missing, "`cert` and `key` must be set together");
         table.context.error(&table.at, problem);

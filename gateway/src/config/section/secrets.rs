@@ -18,7 +18,9 @@ pub(super) fn secret(table: &TableReader<'_>, key: &'static str) -> String {
         let message = format!("`{secret}` stands for a secret that `tidegate config print` has replaced");
         let hint = format!("write the secret, or a reference such as `{key} = \"${{file:/run/secrets/{key}}}\"`");
         match table.context.purpose {
-            ReadPurpose::Run => table.context.error(&at, ConfigProblem::bad_value(message).hint(hint)),
+            ReadPurpose::Run | ReadPurpose::Reload => {
+                table.context.error(&at, ConfigProblem::bad_value(message).hint(hint))
+            }
             ReadPurpose::Check | ReadPurpose::Print => {
                 table.context.warning(&at, ConfigProblem::new(FaultCode::Risk, message).hint(hint));
             }

@@ -48,7 +48,8 @@ fn warn_without_effect(table: &TableReader<'_>) {
     }
     for key in ["ratio", "service_name", "compression", "headers", "query"].into_iter().filter(|key| table.has(key)) {
         let problem = ConfigProblem::new(FaultCode::Risk, format!("`{key}` has no effect: no request is traced"));
-        table.context.warning(&table.location_of(&[key]), problem.hint("set `tracing.otlp` to the URL of a collector"));
+        let problem = problem.hint("set `tracing.otlp` to the URL of a collector").lacks(&["tracing.otlp"]);
+        table.context.warning(&table.location_of(&[key]), problem);
     }
 }
 

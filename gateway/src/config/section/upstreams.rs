@@ -16,7 +16,7 @@ use super::files::{check_validity, optional_path, read_file};
 use super::formats;
 use crate::breaker::{BreakerConfig, BreakerMode, BreakerScope};
 use crate::concurrency::ConcurrencyConfig;
-use crate::connect::{UpstreamProtocol, UpstreamTls, UpstreamTlsConfig, UpstreamTlsVersion};
+use crate::connect::{UpstreamProtocol, UpstreamTls, UpstreamTlsConfig, UpstreamTlsError, UpstreamTlsVersion};
 use crate::discovery::DnsConfig;
 use crate::endpoint::{BalanceConfig, BalancePolicy, EjectConfig, EndpointAddress};
 use crate::upstream::{HealthConfig, RetryConfig, UpstreamConfig};
@@ -65,11 +65,21 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
         // Without TLS, its defaults are no effective values.
         table.context.remove_values_under(&table.location_of(&["tls"]).path);
     }
-    let tls = tls_settings.filter(|_| has_tls).and_then(|settings| match UpstreamTls::new(settings) {
+    let tls = tls_settings.filter(|_| has_tls).and_then(|(settings, files)| match UpstreamTls::new(settings) {
         Ok(tls) => Some(tls),
+        Err(UpstreamTlsError::File { key, source }) => {
+            let named = TLS_FILES.iter().zip(&files).find(|(named, _)| **named == key);
+            if let Some(file) = named.and_then(|(_, file)| file.as_ref()) {
+                let message = format!("cannot use {}: {source}", file.value.display());
+                let hint =
+                    "`ca` names a file with the certificates of authorities, `cert` and `key` those of the gateway";
+                table.context.error(&file.at, ConfigProblem::new(FaultCode::File, message).hint(hint));
+            }
+            None
+        }
         Err(error) => {
             let problem = ConfigProblem::new(FaultCode::File, format!("TLS to this upstream: {error}"));
-            let hint = "`ca` names a file with the certificates of authorities, `cert` and `key` those of the gateway";
+            let hint = "install the package `ca-certificates`, or name a file in `ca`";
             table.context.error(&table.location_of(&["tls"]), problem.hint(hint));
             None
         }
@@ -87,6 +97,7 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
     let hash_by = table.value_or("hash_by", &formats::HASH_KEY, default.hash_by);
     if table.has("hash_by") && policy != BalancePolicy::ConsistentHash {
         let problem = ConfigProblem::bad_value("`hash_by` has no effect without `balance = \"consistent-hash\"`");
+        let problem = problem.lacks(&[&table.location_of(&["balance"]).path]);
         table.context.error(&table.location_of(&["hash_by"]), problem);
     }
     let slow_start = table.value_or("slow_start", &DurationRange(Duration::ZERO..=HOUR), default.balance.slow_start);
@@ -96,7 +107,8 @@ fn upstream(name: &str, table: &TableReader<'_>) -> UpstreamConfig {
     };
     if retry.retries == 0 && retry.statuses != default.retry.statuses {
         let problem = ConfigProblem::new(FaultCode::Risk, "`retry_on` has no effect: no request is sent again");
-        table.context.warning(&table.location_of(&["retry_on"]), problem.hint("set `retries`"));
+        let problem = problem.hint("set `retries`").lacks(&[&table.location_of(&["retries"]).path]);
+        table.context.warning(&table.location_of(&["retry_on"]), problem);
     }
     UpstreamConfig {
         tls,
@@ -152,8 +164,12 @@ const HEALTHY_STATUS: ParsedString<u16> = ParsedString {
     format: formats::STATUSES.format,
 };
 
-/// `None` if a file cannot be read, which is reported.
-fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
+/// The keys of `tls` that name files.
+const TLS_FILES: [&str; 3] = ["ca", "cert", "key"];
+
+/// The settings, and the paths of [`TLS_FILES`]. `None` if a file cannot be read, which is
+/// reported.
+fn tls(table: &TableReader<'_>) -> Option<(UpstreamTlsConfig, [Option<Located<PathBuf>>; 3])> {
     const VERSIONS: OneOf<UpstreamTlsVersion> =
         OneOf(&[("1.2", Some(UpstreamTlsVersion::V12)), ("1.3", Some(UpstreamTlsVersion::V13))]);
     const PROTOCOLS: OneOf<UpstreamProtocol> =
@@ -168,7 +184,7 @@ fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
     let protocols =
         table.value_or("alpn", &ArrayOf { item: PROTOCOLS, min_items: 1, repeats: Repeats::Warned }, protocols.into());
     let protocols = protocols.into_iter().map(|protocol| protocol.value).collect();
-    let paths = ["ca", "cert", "key"].map(|key| optional_path(table, key));
+    let paths = TLS_FILES.map(|key| optional_path(table, key));
     let is_readable = |path: &Option<Located<PathBuf>>| path.as_ref().map(|path| read_file(table, path));
     let [ca, cert, key] = paths.each_ref().map(is_readable);
     if let (Some(at), Some(ca)) = (verify_at.filter(|_| !verify), &paths[0]) {
@@ -186,9 +202,10 @@ fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
     let identity = match (cert, key) {
         (None, None) => None,
         (Some(cert), Some(key)) => Some((cert?, key?)),
-        (Some(_), None) | (None, Some(_)) => {
+        (cert, _) => {
             let problem = ConfigProblem::new(FaultCode::Missing, "`cert` and `key` belong together");
-            table.context.error(&table.at, problem.hint("set both, or none"));
+            let absent = table.location_of(&[if cert.is_none() { "cert" } else { "key" }]).path;
+            table.context.error(&table.at, problem.hint("set both, or none").lacks(&[&absent]));
             return None;
         }
     };
@@ -197,7 +214,7 @@ fn tls(table: &TableReader<'_>) -> Option<UpstreamTlsConfig> {
         None => None,
     };
     let identity_file = paths[1].as_ref().map(|path| path.value.clone());
-    Some(UpstreamTlsConfig { ca, server_name, identity, identity_file, verify, min_version, protocols })
+    Some((UpstreamTlsConfig { ca, server_name, identity, identity_file, verify, min_version, protocols }, paths))
 }
 
 const WEIGHT: IntegerRange = IntegerRange(1..=1_000);

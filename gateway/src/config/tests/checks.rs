@@ -406,6 +406,88 @@ burst = 5
     assert!(found.iter().any(|fault| fault.contains("limits.device.per_address: rate `5000000/s x 3`")), "{found:?}");
 }
 
+/// A fault is reported once: not again as the lack of the value that it has prevented.
+#[test]
+fn consequences_of_a_fault_are_not_reported() {
+    let limited = format!("{MINIMAL}limits = [\"own\"]\n");
+    let limit = |keys: &str| format!("[limits.own]\nrate = \"9/s\"\nburst = 9\n{keys}\n");
+    let tokens = "[identity]\nuser = { jwt = { keys = \"absent.json\", algorithms = [\"ES256\"] } }\n";
+    let proxied = "[identity]\ntrusted_proxies = [\"10.0.0.0/8\"]\n";
+    for (text, want) in [
+        (format!("{limited}{tokens}{}", limit("tier = \"user\"")), "identity.user.jwt.keys: cannot read"),
+        (
+            format!("{limited}{tokens}{}", limit("tier = \"key\"\nkey = \"claim:org\"")),
+            "identity.user.jwt.keys: cannot",
+        ),
+        (format!("{MINIMAL}{tokens}tier = {{ jwt_claim = \"tier\" }}\n"), "identity.user.jwt.keys: cannot read"),
+        (format!("{MINIMAL}{tokens}[access]\ndenied = [\"user:ann\"]\n"), "identity.user.jwt.keys: cannot read"),
+        (
+            format!("{limited}{proxied}usr = \"header:x-user\"\n{}", limit("tier = \"user\"")),
+            "identity.usr: unknown key `usr` (did you mean `user`?)",
+        ),
+        (
+            format!("{MINIMAL}[admin]\naddress = \"0.0.0.0:9900\"\ntoken = \"${{ADMIN_TOKEN_ABSENT}}\"\n"),
+            "admin.token: ",
+        ),
+        (format!("redis = 3\n{limited}{}", limit("tier = \"cluster\"")), "redis: expected a table"),
+        (
+            format!("{MINIMAL}[identity]\ntrusted_proxies = [\"ten\"]\nuser = \"header:x-user\"\n"),
+            "identity.trusted_proxies[0]: ",
+        ),
+        (
+            format!("{limited}[identity]\nsecret = 3\n{}", limit("tier = \"device\"\npercent = 5")),
+            "identity.secret: expected a string",
+        ),
+        (format!("{limited}{}", limit("tier = \"key\"\nkey = \"ip\"")), "limits.own.key: "),
+        (
+            format!("{limited}[identity]\ndevice = [\"ip\"]\n{}", limit("tier = \"device\"\nper_address = 2")),
+            "identity.device[0]: ",
+        ),
+        (format!("{MINIMAL}limts = [\"own\"]\n{}", limit("tier = \"node\"")), "routes[0].limts: unknown key"),
+        (format!("{MINIMAL}limits = [3]\n{}", limit("tier = \"node\"")), "routes[0].limits[0]: expected a string"),
+        (format!("{MINIMAL}limits = 3\ncost = 2\n"), "routes[0].limits: expected an array"),
+        (
+            MINIMAL.replace("[\"http://127.0.0.1:3000\"]", "[{ url = \"http://127.0.0.1:3000\", zone = \"a\" }]")
+                + "[server]\nzone = 3\n",
+            "server.zone: expected a name",
+        ),
+    ] {
+        let found = faults(&text);
+        assert!(found.len() == 1 && found[0].contains(want), "{text}\n{found:#?}");
+    }
+    // A warning with another cause is reported.
+    let both = format!("{limited}[identity]\nregion_default = 3\n{}", limit("tier = \"user\""));
+    let found = faults(&both);
+    assert!(found.len() == 2 && found[1].contains("this limit never applies: no request has a user"), "{found:#?}");
+}
+
+/// The ranges are those of the limiter, so that a value in the range is none that it refuses.
+#[test]
+fn weights_and_devices_per_address_have_the_range_of_the_limiter() {
+    let text = |weight: &str, per_address: &str| {
+        format!(
+            "{MINIMAL}[identity]\ndevice = [\"cookie:id\"]\n[tiers]\ngold = {weight}\n[limits.device]\n\
+             tier = \"device\"\nrate = \"100/s\"\nburst = 1\nper_address = {per_address}\n"
+        )
+    };
+    let of_ranges = |text: &str| {
+        let found = faults(text);
+        found.into_iter().filter(|fault| !fault.contains("no route uses")).collect::<Vec<_>>()
+    };
+    for (weight, per_address) in [("1", "10_000"), ("1", "0"), ("10000", "1"), ("1e-6", "1")] {
+        assert_eq!(of_ranges(&text(weight, per_address)), [""; 0], "{weight} {per_address}");
+    }
+    for (weight, per_address, want) in [
+        ("1", "10_001", "limits.device.per_address: out of range: expected an integer, 0 to 10000"),
+        ("10_001", "1", "tiers.gold: out of range: expected a number from 0.000001 to 10000"),
+        ("1e-7", "1", "tiers.gold: out of range: expected a number from 0.000001 to 10000"),
+        ("nan", "1", "tiers.gold: out of range: expected a number from 0.000001 to 10000"),
+    ] {
+        let found = of_ranges(&text(weight, per_address));
+        assert!(found.len() == 1 && found[0].contains(want), "{weight} {per_address}: {found:?}");
+    }
+}
+
 #[test]
 fn former_key_name_is_accepted_with_a_warning() {
     let (config, warnings) =

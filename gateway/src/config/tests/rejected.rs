@@ -88,7 +88,7 @@ fn wrong_types_are_errors() {
         ("listen = {}", "1:10 listen: expected an array of tables, found a table (write `[[listen]]`)"),
         ("listen = [1]", "1:11 listen[0]: expected a table, found an integer"),
         ("limits = 3", "1:10 limits: expected a table, found an integer"),
-        ("tiers.gold = \"2\"", "1:14 tiers.gold: expected a number above 0, at most 10000, found a string"),
+        ("tiers.gold = \"2\"", "1:14 tiers.gold: expected a number from 0.000001 to 10000, found a string"),
     ] {
         // A top-level key must precede the first table.
         let document = if text.starts_with('[') { format!("{MINIMAL}{text}") } else { format!("{text}\n{MINIMAL}") };
@@ -119,9 +119,9 @@ fn malformed_or_out_of_range_values_are_explained() {
             "10:14 limits_http.body_bytes: `16MB` is not a size: `MB` is not a unit (units are powers of 1024: write \"16MiB\")",
         ),
         ("[log]\nlevel = \"inof\"", "10:9 log.level: unknown value \"inof\" (did you mean `info`?)"),
-        ("[tiers]\ngold = 0", "10:8 tiers.gold: out of range: expected a number above 0, at most 10000"),
-        ("[tiers]\ngold = inf", "10:8 tiers.gold: out of range: expected a number above 0, at most 10000"),
-        ("[tiers]\ngold = nan", "10:8 tiers.gold: out of range: expected a number above 0, at most 10000"),
+        ("[tiers]\ngold = 0", "10:8 tiers.gold: out of range: expected a number from 0.000001 to 10000"),
+        ("[tiers]\ngold = inf", "10:8 tiers.gold: out of range: expected a number from 0.000001 to 10000"),
+        ("[tiers]\ngold = nan", "10:8 tiers.gold: out of range: expected a number from 0.000001 to 10000"),
         (
             "[identity]\ntrusted_proxies = [\"10.0.0.0/8\", \"10.0.0.0/40\"]",
             "10:34 identity.trusted_proxies[1]: `10.0.0.0/40` is not a network (write \"10.0.0.0/8\", \"fd00::/8\" or a single address)",
