@@ -93,7 +93,8 @@ bench: ## compare with nginx, haproxy, varnish, envoy, caddy on this machine, as
 	    $(ROUNDS:%=--rounds=%) $(SECONDS:%=--seconds=%) $(WRITE:%=--write=%)
 
 scenario: ## run a scenario with real Redis servers on this machine, prints tables; NAME=hot-region, remote, large-bodies, knee, floods, features
-	@.ci/need redis-server:redis-server wrk:wrk valgrind:valgrind
+	@.ci/need redis-server:redis-server wrk:wrk
+	@if [ '$(NAME)' = features ]; then .ci/need valgrind:valgrind; fi
 	$(CARGO) build --release --package gateway
 	$(CARGO) build --release --package loadtest
 	@"$(OUT)/release/loadtest" scenario $(NAME) $(ROUNDS:%=--rounds=%) $(SECONDS:%=--seconds=%)

@@ -118,7 +118,7 @@ def documented_values(text):
             # Examples are indented.
             if comment and not bare.startswith("#  ") and bare != "#":
                 comment.append(bare[1:].strip())
-        elif match := re.match(r"( *)([A-Za-z_]+):(.*)$", line):
+        elif match := re.match(r"( *)([A-Za-z_][A-Za-z0-9_]*):(.*)$", line):
             depth = len(match[1]) // 2
             stack = stack[:depth] + [match[2]]
             default = match[3].strip()

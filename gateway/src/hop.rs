@@ -137,6 +137,7 @@ pub(crate) fn receive(request: &mut Request, underscores: UnderscorePolicy) {
     let nominated = nominated(&request.fields);
     // The trailers of such a body pass, and some servers read only those that are announced.
     let has_trailers = request.length == BodyLength::Streamed;
+    let has_trailers = has_trailers && !nominated.iter().any(|name| name.eq_ignore_ascii_case(b"trailer"));
     let is_announcement = |field: Field<'_>| has_trailers && field.known == Some(KnownField::Trailer);
     request.fields.retain_received(|field| is_announcement(field) || !is_hop_by_hop(field, &nominated));
 }

@@ -100,6 +100,11 @@ pub(crate) fn build(
     Ok((limiter, headers))
 }
 
+/// Converts what callers have spent under `old` for `new`, which replaces it at once.
+pub(crate) fn take_over(new: &Limiter, old: &Limiter) {
+    new.take_over(old, || CLOCK.now());
+}
+
 /// Decides one request by the rules of its route at time `now`.
 pub(crate) fn decide(rules: &RuleSet, caller: &Caller, cost: Cost, now: Instant) -> Verdict {
     if rules.is_empty() {

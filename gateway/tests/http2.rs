@@ -690,44 +690,6 @@ fn urgent_responses_are_sent_first_and_incremental_ones_share() {
     assert!(changes >= shares.len() - 3, "{shares:?}");
 }
 
-/// Bytes that the kernel has taken cannot be overtaken: 3.9 MiB before they were limited.
-#[test]
-fn urgent_response_overtakes_a_large_one_that_is_under_way() {
-    const LARGE: usize = 16 << 20;
-    let origin = Origin::start(|request| match request.target.as_str() {
-        "/large" => Script::new().head(200, &[("Content-Length", &LARGE.to_string())]).fill(LARGE),
-        _ => Script::ok(&[], "urgent"),
-    });
-    let server = Server::start(origin, "", "");
-    let mut client = FrameClient::connect_prepared(&server.gateway, &server.trusted, 0x7fff_ffff, |socket| {
-        // The kernel of the client takes little too.
-        socket.set_recv_buffer_size(64 << 10).expect("a buffer");
-    });
-    client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with((0x7fff_ffff - WINDOW).to_be_bytes()));
-    let mut get_with = |stream: u32, path: &str, priority: &str| {
-        let mut head = request_with(stream, ("GET", path), &[("priority", priority)]);
-        head.flags |= END_STREAM;
-        client.send(&head);
-    };
-    get_with(1, "/large", "u=5");
-    // The gateway sends until nothing more is accepted.
-    std::thread::sleep(Duration::from_millis(500));
-    get_with(3, "/urgent", "u=0");
-    // The gateway has the response before more of the other one is read.
-    server.origin.wait_for_requests(2);
-    std::thread::sleep(Duration::from_millis(300));
-    let (mut before, mut urgent) = (0, Vec::new());
-    while urgent.is_empty() {
-        let frame = client.expect(DATA);
-        match frame.stream {
-            1 => before += frame.payload.len(),
-            _ => urgent = frame.payload,
-        }
-    }
-    assert_eq!(urgent, b"urgent");
-    assert!(before < 1 << 20, "{before} bytes of the other response came first");
-}
-
 fn body_length(frames: &[Frame]) -> usize {
     body(frames).len()
 }

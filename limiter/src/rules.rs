@@ -74,7 +74,7 @@ impl Limiter {
         Limiter { rules: Box::default(), denial_log: Arc::default() }.rebuild(rules, weights, config, now)
     }
 
-    /// Builds the limiter of a new configuration. A rule with the same name, scope and key keeps
+    /// Builds the limiter of a new configuration, which takes over with [`Limiter::take_over`]. A rule with the same name, scope and key keeps
     /// its state, so limited callers stay limited and an override stays active. The state is shared
     /// with this limiter, which may keep deciding until it is dropped. An error changes nothing.
     #[expect(clippy::too_many_arguments, reason = "the arguments of `new`, on an existing limiter; called on reload")]
@@ -87,17 +87,22 @@ impl Limiter {
     ) -> Result<Limiter, RuleError> {
         let checked = rule::check(rules, weights, config)?;
         // Everything is valid from here on: a lease that is kept changes for both limiters.
-        let previous = |rule: &Rule| self.rules.iter().find(|state| state.rule.continues(rule)).map(|state| &**state);
         let states = checked.into_iter().enumerate().map(|(index, checked)| {
-            RuleState::build(index, previous(&checked.rule), checked, config, now).map(Arc::new)
+            let previous = self.rules.iter().find(|state| state.rule.continues(&checked.rule));
+            RuleState::build(index, previous.map(|state| &**state), checked, config, now).map(Arc::new)
         });
-        let rules = states.collect::<Result<Box<[_]>, _>>()?;
-        for state in &rules {
-            if let Some(previous) = previous(&state.rule) {
-                state.take_over(previous, now);
+        Ok(Limiter { rules: states.collect::<Result<_, _>>()?, denial_log: Arc::clone(&self.denial_log) })
+    }
+
+    /// Converts the backlogs that `previous` has left, for rules with another rate: what was spent
+    /// stays spent. Call it once, just before this limiter replaces `previous`: a decision of that
+    /// one in between finds a backlog of another quota, and forgets a burst at most.
+    pub fn take_over(&self, previous: &Limiter, now: impl Fn() -> MonotonicTime) {
+        for state in &self.rules {
+            if let Some(before) = previous.rules.iter().find(|before| before.rule.continues(&state.rule)) {
+                state.take_over(before, now());
             }
         }
-        Ok(Limiter { rules, denial_log: Arc::clone(&self.denial_log) })
     }
 
     /// The rules that a route names, ordered from narrow to wide scope whatever their order there.

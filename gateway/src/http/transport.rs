@@ -215,17 +215,6 @@ impl TransportStream {
         }
     }
 
-    /// Keeps the kernel from taking more than `bytes` that it cannot send yet
-    /// (`TCP_NOTSENT_LOWAT`).
-    pub(crate) fn limit_unsent(&self, bytes: u32) {
-        // If setting the option fails, the kernel's own limit holds: `tcp_wmem`, 4 MiB by default.
-        let cell = self.transport.borrow();
-        let Some(tcp) = cell.tcp() else { return };
-        if let Err(error) = socket2::SockRef::from(tcp).set_tcp_notsent_lowat(bytes) {
-            tracing::debug!(%error, "failed to set TCP_NOTSENT_LOWAT");
-        }
-    }
-
     /// Makes the next close a TCP reset, so that a client cannot mistake a truncated response for a
     /// complete one.
     pub(crate) fn reset_on_close(&self) {

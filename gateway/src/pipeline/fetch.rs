@@ -327,7 +327,7 @@ impl RequestContext<'_> {
         }
         let (key, policy) = (fetch.key.as_key(), self.cache_policy());
         let current = self.worker.view.lookup_local_at(&key, self.now);
-        if current.is_some_and(|current| !Arc::ptr_eq(&current.share(), &hit.share())) {
+        if current.is_some_and(|current| current.age(self.now) < hit.age(self.now)) {
             return;
         }
         let body = hit.body();

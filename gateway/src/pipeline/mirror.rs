@@ -151,7 +151,9 @@ impl MirrorCopy<'_> {
             Some(slot) => slot,
             None => None,
         };
-        let (now, sent_at, requests_sent) = (Instant::now(), Cell::new(None), Cell::new(0_u32));
+        let now = Instant::now();
+        // The time of a request without a body began with its call.
+        let (sent_at, requests_sent, is_bodiless) = (Cell::new(now), Cell::new(0_u32), body.is_empty());
         let ExchangeTimeouts { head, idle, .. } = upstream.config().timeouts();
         let outgoing = OutgoingRequest {
             request,
@@ -162,7 +164,9 @@ impl MirrorCopy<'_> {
             total_at: Some(now + TIME_MAX),
             hedges: false,
             on_sent: &|| {
-                sent_at.set(Some(Instant::now()));
+                if !is_bodiless {
+                    sent_at.set(Instant::now());
+                }
                 requests_sent.set(requests_sent.get() + 1);
             },
             attempts,
@@ -175,8 +179,8 @@ impl MirrorCopy<'_> {
         });
         let Ok(mut exchange) = call.result.map(|answered| answered.exchange) else { return false };
         let ended = Instant::now();
-        if let (Some(sent_at), 1) = (sent_at.get(), requests_sent.get()) {
-            let took = ended.saturating_duration_since(sent_at);
+        if requests_sent.get() == 1 && !exchange.is_outlier() && !exchange.is_request_incomplete() {
+            let took = ended.saturating_duration_since(sent_at.get());
             upstream.stats().durations.observe(took);
             exchange.count_latency(took, ended.into_std());
         }

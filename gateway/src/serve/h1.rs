@@ -120,7 +120,8 @@ impl Connection {
                 RequestSeriesEnd::Close => return self.stream.close().await,
                 RequestSeriesEnd::Abort => return self.stream.abort(),
                 RequestSeriesEnd::Http2 => {
-                    let Connection { context, stream, peer, .. } = self;
+                    let Connection { context, stream, peer, drain, limits, .. } = self;
+                    drop((drain, limits));
                     return Box::pin(h2::serve(context, stream.into_parts(), peer, Scheme::Http)).await;
                 }
             }

@@ -53,9 +53,6 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stream waits until its connection has memory for it.
 const DEFERRED_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes in the kernel that it cannot send yet. They are outside the memory of the connection, and
-/// no urgent response overtakes them.
-const UNSENT_MAX: u32 = 128 << 10;
 /// How often the uploads of a connection are checked while its window is withheld.
 const WITHHELD_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a connection may have no streams before it releases what they need.
@@ -82,11 +79,9 @@ pub(crate) async fn serve(
 ) {
     let (limits, client) = {
         let snapshot = context.snapshot.load();
-        // The address of a PROXY protocol header is that of one client.
-        let is_trusted_proxy = peer.proxy().is_none() && snapshot.identity.is_trusted_proxy(peer.ip);
+        let is_trusted_proxy = snapshot.identity.is_trusted_proxy(peer.ip);
         (snapshot.http.clone(), Http2Client { address: peer.ip, is_trusted_proxy })
     };
-    io.limit_unsent(UNSENT_MAX);
     let h2 = Http2Connection::new((io, received), client, limits.clone());
     let drain = context.drain_guard();
     let shared = StreamContext::new(context, peer, scheme);

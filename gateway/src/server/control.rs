@@ -256,6 +256,7 @@ impl Reloader {
         shared.tls_terminators.iter().flatten().for_each(|terminator| terminator.reload());
         self.admin_config.store(Arc::new(config.admin.clone()));
         event::set_level(config.log.level);
+        limit::take_over(&snapshot.limiter, &shared.snapshot.load().limiter);
         shared.snapshot.store(Arc::new(snapshot));
         shared.config.store(Arc::new(config));
         last_reload::record_success();

@@ -1,8 +1,8 @@
 //! The decision about one subject: a quota prepared for GCRA ([`Gcra`]) and the one number that it
 //! works on ([`GcraCell`]).
 //!
-//! It uses neither a clock nor a lock. Invariant: a cell changes by one compare-and-swap per
-//! decision, and its backlog is at most a whole burst.
+//! It uses neither a clock nor a lock. Invariant: a charge is one compare-and-swap. A backlog that
+//! another quota has left counts as a whole burst at most.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -66,7 +66,7 @@ impl Gcra {
         self.spendable_nanos.saturating_sub(backlog_nanos) / self.interval_nanos
     }
 
-    /// The arrival time of a cell that has nothing left.
+    /// The latest arrival time that a decision now can leave.
     pub(super) fn latest_tat(&self, now: MonotonicTime) -> u64 {
         now.nanos().saturating_add(self.burst_nanos)
     }
@@ -106,6 +106,11 @@ impl Gcra {
         }
     }
 }
+
+/// Decisions come with the time of their request, which may be earlier than that of a decision
+/// before: a stream over HTTP/2 waits up to 10 s for memory. What may be the backlog of a later
+/// decision is not shortened.
+pub(super) const EARLIER_MAX_NANOS: u64 = 15_000_000_000;
 
 /// How a reload converts backlogs: by the times that one token takes to refill.
 #[derive(Clone, Copy, Debug)]
@@ -178,7 +183,7 @@ impl StateStore for CapturingStore<'_> {
         loop {
             // A backlog that is longer than this quota's burst ends within one from now on.
             let longest = self.gcra.latest_tat(self.now);
-            if tat > longest {
+            if tat > longest.saturating_add(EARLIER_MAX_NANOS) {
                 match self.cell.0.compare_exchange_weak(tat, longest, Ordering::AcqRel, Ordering::Acquire) {
                     Ok(_) => tat = longest,
                     Err(changed) => {
@@ -251,7 +256,9 @@ impl GcraCell {
 
     /// Converts the backlog for another quota: what was spent stays spent.
     pub(crate) fn rescale(&self, scale: BacklogScale, now: MonotonicTime) {
-        self.0.update(Ordering::AcqRel, Ordering::Acquire, |tat| scale.tat(tat, now));
+        if self.tat() > now.nanos() {
+            self.0.update(Ordering::AcqRel, Ordering::Acquire, |tat| scale.tat(tat, now));
+        }
     }
 
     /// The theoretical arrival time, in nanoseconds since the clock's origin.
@@ -265,7 +272,8 @@ impl GcraCell {
 
     /// TAT minus now, at most a whole burst: after a reload that shrinks the burst, or a change of
     /// the subject's class, the old arrival time must not deny the subject for longer than the new
-    /// quota takes to refill. So a decision also shortens the arrival time itself.
+    /// quota takes to refill. So a decision that finds such an
+    /// arrival time also shortens it.
     fn backlog_at(tat: u64, gcra: &Gcra, now: MonotonicTime) -> u64 {
         tat.saturating_sub(now.nanos()).min(gcra.burst_nanos)
     }

@@ -17,7 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use foldhash::quality::RandomState;
 
 use super::evicted::{EvictedSketch, KeyBacklog, TimeBase};
-use super::gcra::BacklogScale;
+use super::gcra::{BacklogScale, EARLIER_MAX_NANOS};
 use super::{Gcra, GcraCell, Headroom, Throttled};
 use crate::clock::MonotonicTime;
 use crate::quota::{Cost, KeyHash};
@@ -120,7 +120,6 @@ impl GcraTable {
         for (set, evicted) in self.sets.iter().zip(&self.evicted) {
             let mut set = set.lock();
             set.slots.iter().for_each(|slot| slot.cell.rescale(scale, now));
-            // A token is shorter than any backlog that matters here.
             if set.has_evicted(TimeBase { now_nanos: now.nanos(), token_nanos: 1 }) {
                 let latest = lock(evicted).rescale(scale, now);
                 set.extend_evicted_until(latest);
@@ -223,7 +222,7 @@ impl GcraTable {
     }
 
     /// A cell for a key that has none, and its denials: with the backlog that the sketch holds,
-    /// else with the whole burst. A backlog that is longer than the burst is shortened there too.
+    /// else with the whole burst. The backlog of another quota is shortened there too.
     #[cold]
     fn evicted_cell(
         &self,
@@ -237,8 +236,9 @@ impl GcraTable {
         }
         let mut evicted = lock(&self.evicted[location.set_index]);
         let found = evicted.find(location.tag(), time).unwrap_or_default();
-        let backlog = KeyBacklog { tat_nanos: found.tat_nanos.min(longest), ..found };
-        if backlog != found {
+        let is_shortened = found.tat_nanos > longest.saturating_add(EARLIER_MAX_NANOS);
+        let backlog = if is_shortened { KeyBacklog { tat_nanos: longest, ..found } } else { found };
+        if is_shortened {
             evicted.insert_newest(location.tag(), backlog, time);
         }
         (GcraCell::with_tat(backlog.tat_nanos), backlog.denials)

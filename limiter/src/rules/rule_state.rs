@@ -91,9 +91,7 @@ impl RuleState {
         Ok(RuleState { index, bit: 1 << index, salt: salt(&rule.name), rule, costs_max, override_slot, counter })
     }
 
-    /// Converts the backlogs that `previous` has left, once all rules are built: what was spent
-    /// stays spent. A decision of `previous` after that leaves a backlog that is too long or too
-    /// short, by one burst at most.
+    /// Converts the backlogs that `previous` has left, if its rate is another one.
     pub(super) fn take_over(&self, previous: &RuleState, now: MonotonicTime) {
         let Some(scale) = BacklogScale::between(previous.rule.quota, self.rule.quota) else { return };
         match &self.counter {

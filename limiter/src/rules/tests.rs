@@ -231,6 +231,7 @@ fn left_after_reload(scope: Scope, before: (&str, u32), after: (&str, u32), keys
     }
     let changed = LimiterConfig { keys: NonZeroUsize::new(keys).unwrap(), ..config() };
     let second = first.rebuild(vec![rule("a", scope, after.0, after.1)], &weights(), changed, at(0)).unwrap();
+    second.take_over(&first, || at(0));
     left(&second, "a", &caller)
 }
 
@@ -267,6 +268,22 @@ fn backlog_of_another_class_denies_no_longer_than_the_own_burst_takes() {
     allowed(rules.decide(&slow, Cost::ONE, at(hour)));
 }
 
+/// A stream that has waited decides with the time of its head.
+#[test]
+fn earlier_decision_gives_no_token_back() {
+    for scope in [Scope::Node, Scope::Device] {
+        let limits = limiter(vec![rule("a", scope, "10/s", 100)]);
+        let rules = limits.rule_set(["a"]).unwrap();
+        let caller = subject(1, None);
+        allowed(rules.decide(&caller, cost(100), at(10_000)));
+        for earlier in [9_990, 5_000, 0] {
+            denied(rules.decide(&caller, Cost::ONE, at(earlier)));
+            denied(rules.decide(&caller, Cost::ONE, at(10_000)));
+        }
+        allowed(rules.decide(&caller, Cost::ONE, at(10_100)));
+    }
+}
+
 #[test]
 fn evicted_callers_keep_what_they_have_spent_when_a_rate_changes() {
     let small = LimiterConfig { keys: NonZeroUsize::new(1).unwrap(), ..config() };
@@ -278,6 +295,7 @@ fn evicted_callers_keep_what_they_have_spent_when_a_rate_changes() {
         }
     }
     let second = first.rebuild(vec![rule("a", Scope::Device, "100/s", 40)], &weights(), small, at(0)).unwrap();
+    second.take_over(&first, || at(0));
     for number in 0..30 {
         let left = left(&second, "a", &subject(number, None));
         // A backlog in the sketch is rounded up.

@@ -32,9 +32,14 @@ use crate::http::websocket;
 
 /// Maximum bytes of a response head; a larger one is refused.
 const HEAD_MAX: usize = 64 << 10;
-/// Fields that are written from `Request` instead of its field lines.
-const REWRITTEN: KnownFieldSet =
-    KnownFieldSet::of(&[KnownField::Host, KnownField::ContentLength, KnownField::TransferEncoding]);
+/// Fields that are written from `Request` instead of its field lines; and `Trailer`, which only
+/// servers of HTTP/2 need.
+const REWRITTEN: KnownFieldSet = KnownFieldSet::of(&[
+    KnownField::Host,
+    KnownField::ContentLength,
+    KnownField::TransferEncoding,
+    KnownField::Trailer,
+]);
 
 /// Framing and progress of the current response body: bytes left, the chunk decoder with the bytes
 /// `ready` in the buffer, or the end of the connection.
