@@ -454,6 +454,7 @@ fn both_families_and_ports_by_name_and_number_are_used() {
     let section = api.section(&dir, "");
     let wrong = Gateway::start_in(dir, &format!("{section}{}", upstream("kubernetes://shop.default:web", "")));
     assert_eq!(wrong.get("/", &[]).status, 503);
+    wait_for(|| !failures(&wrong).is_empty(), STEP_TIMEOUT);
     let error = failures(&wrong)[0]["error"].as_str().expect("a text").to_owned();
     assert!(error.contains("no port `web`") && error.contains(&format!("http ({})", one.address.port())), "{error}");
     wrong.rewrite(&format!(

@@ -74,9 +74,10 @@ impl Limiter {
         Limiter { rules: Box::default(), denial_log: Arc::default() }.rebuild(rules, weights, config, now)
     }
 
-    /// Builds the limiter of a new configuration, which takes over with [`Limiter::take_over`]. A rule with the same name, scope and key keeps
-    /// its state, so limited callers stay limited and an override stays active. The state is shared
-    /// with this limiter, which may keep deciding until it is dropped. An error changes nothing.
+    /// Builds the limiter of a new configuration, which takes over with [`Limiter::take_over`]. A
+    /// rule with the same name, scope and key keeps its state, so limited callers stay limited and
+    /// an override stays active. The state is shared with this limiter, which may keep deciding
+    /// until it is dropped. An error changes nothing.
     #[expect(clippy::too_many_arguments, reason = "the arguments of `new`, on an existing limiter; called on reload")]
     pub fn rebuild(
         &self,

@@ -108,8 +108,8 @@ impl Gcra {
 }
 
 /// Decisions come with the time of their request, which may be earlier than that of a decision
-/// before: a stream over HTTP/2 waits up to 10 s for memory. What may be the backlog of a later
-/// decision is not shortened.
+/// before: a stream over HTTP/2 waits up to 10 s for memory. A backlog that another decision may
+/// have left is not shortened.
 pub(super) const EARLIER_MAX_NANOS: u64 = 15_000_000_000;
 
 /// How a reload converts backlogs: by the times that one token takes to refill.
