@@ -269,6 +269,26 @@ fn stalled_request_body_ends_with_408_and_the_connection_lives() {
     assert!(client.is_alive());
 }
 
+/// One response after the other gets the window of the connection, which the client opens slowly.
+#[test]
+fn response_that_waits_for_others_is_not_late() {
+    let origin = Origin::start(|_| Script::new().head(200, &[("Content-Length", "1048576")]).fill(1 << 20));
+    let server = Server::start(origin, "", "[limits_http]\nidle_timeout = \"1s\"\n");
+    let mut client = FrameClient::connect(&server.gateway, &server.trusted, 0x7fff_ffff);
+    for stream in [1, 3, 5] {
+        client.send(&get(stream, "/"));
+    }
+    for _ in 0..30 {
+        client.send(&Frame::new(WINDOW_UPDATE, 0, 0).with(2_000_u32.to_be_bytes()));
+        while let Some(frame) = client.next_within(Duration::from_millis(100)) {
+            assert_ne!(frame.kind, RST_STREAM, "stream {}", frame.stream);
+        }
+    }
+    // Without further windows, all are late.
+    let resets: Vec<u32> = (0..3).map(|_| client.expect(RST_STREAM).code()).collect();
+    assert_eq!(resets, [CANCEL; 3]);
+}
+
 #[test]
 fn slow_request_body_is_below_the_minimum_rate() {
     let server = Server::echo("[limits_http]\nidle_timeout = \"1s\"\nbody_rate = \"1000B\"\n");

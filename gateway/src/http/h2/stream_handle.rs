@@ -152,9 +152,15 @@ impl<B: BodySource> StreamHandle<B> {
         self.stream.is_ready.get()
     }
 
-    /// Whether the client allows no byte of this body, and not because of other streams.
+    /// Whether the client allows no byte of this body, whatever others take of the connection's
+    /// window.
+    pub(crate) fn is_stream_window_closed(&self) -> bool {
+        self.stream.window.get() <= 0
+    }
+
+    /// Whether the client allows no byte of this body, or none of the connection.
     pub(crate) fn is_window_closed(&self) -> bool {
-        self.stream.window.get() <= 0 || self.connection.sender.borrow().window <= 0
+        self.is_stream_window_closed() || self.connection.sender.borrow().window <= 0
     }
 
     /// Sends the body. Ready when its last frame was handed over, or cannot be.

@@ -496,8 +496,10 @@ impl ReadWatch {
         tasks::set_waiting_for(TaskWait::ClientRead);
         loop {
             let (sent, on_connection) = (handle.sent_bytes(), handle.sent_on_connection());
-            let progress =
-                if handle.is_window_closed() { sent - self.sent } else { on_connection - self.sent_on_connection };
+            let progress = match handle.is_stream_window_closed() {
+                true => sent - self.sent,
+                false => on_connection - self.sent_on_connection,
+            };
             (self.sent, self.sent_on_connection) = (sent, on_connection);
             if progress == 0 {
                 return self.clock.poll(cx);
