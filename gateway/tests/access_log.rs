@@ -104,7 +104,7 @@ fn a_log_that_cannot_be_opened_is_named() {
     std::fs::remove_dir_all(gateway.dir.path().join("logs")).expect("a removed directory");
     gateway.process.signal("HUP");
     wait_for(|| !gateway.process.stderr.events("access_log_failed").is_empty(), Duration::from_secs(5));
-    let event = &gateway.process.stderr.events("access_log_failed")[0];
+    let event = &gateway.process.stderr.event("access_log_failed");
     assert_eq!(event["path"], path.display().to_string(), "{event}");
     assert!(event["error"].as_str().expect("text").contains("No such file"), "{event}");
 }
@@ -218,7 +218,7 @@ fn both_logs_name_time_alike() {
     let gateway = Gateway::start(&one_route(origin.address, "", ""));
     gateway.get("/hit", &[]);
     let access = gateway.access_log(1)[0]["time"].to_string();
-    let ready = &gateway.process.stderr.events("ready")[0];
+    let ready = &gateway.process.stderr.event("ready");
     let process = ready["time"].to_string();
     let form = |time: &str| -> String { time.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect() };
     assert_eq!((form(&access), process.len()), (form(&process), "\"0000-00-00T00:00:00.000Z\"".len()));

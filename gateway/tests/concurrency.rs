@@ -59,7 +59,7 @@ fn calls_above_the_limit_wait_and_are_rejected_after_a_time() {
     assert_eq!(gateway.metric("tidegate_failures_total{kind=\"concurrency_limit\"}"), 1.0);
     let rejections = "tidegate_upstream_concurrency_rejections_total{upstream=\"origin\",reason=\"wait\"}";
     assert_eq!((gateway.metric(rejections), gateway.metric(WAITING)), (1.0, 0.0));
-    let event = &gateway.process.stderr.events("upstream_overloaded")[0];
+    let event = &gateway.process.stderr.event("upstream_overloaded");
     assert_eq!((&event["upstream"], &event["reason"], &event["limit"]), (&"origin".into(), &"wait".into(), &2.into()));
     let line = &gateway.access_log(1)[0];
     assert_eq!((&line["failure"], &line["blame"]), (&"concurrency_limit".into(), &"gateway".into()));

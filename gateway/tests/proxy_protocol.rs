@@ -129,8 +129,8 @@ fn malformed_headers_close_the_connection() {
         assert_eq!(refused(&gateway, reason) - before, headers.len() as f64, "{reason}");
     }
     assert!(origin.requests().is_empty());
-    let events = gateway.process.stderr.events("proxy_header_refused");
-    assert_eq!((events[0]["reason"].as_str(), events[0]["peer"].as_str()), (Some("malformed"), Some("127.0.0.1")));
+    let event = gateway.process.stderr.event("proxy_header_refused");
+    assert_eq!((event["reason"].as_str(), event["peer"].as_str()), (Some("malformed"), Some("127.0.0.1")));
 }
 
 #[test]

@@ -91,7 +91,7 @@ fn run_says_where_the_dashboard_is() {
     command.args(["run", "--upstream", &upstream, "--listen", &listen, "--admin", &admin]);
     let process = Process::start(&mut command);
     wait_for(|| !process.stderr.events("ready").is_empty(), STEP_TIMEOUT);
-    let url = process.stderr.events("dashboard_ready")[0]["url"].clone();
+    let url = process.stderr.event("dashboard_ready")["url"].clone();
     assert_eq!(url, format!("http://{admin}/"));
 }
 

@@ -133,7 +133,7 @@ fn upstream_of_the_command_line_is_verified() {
         let process =
             Process::start(command.env("SSL_CERT_FILE", dir.path().join("ca.pem")).env_remove("SSL_CERT_DIR"));
         wait_for(|| !process.stderr.events("ready").is_empty(), STEP_TIMEOUT);
-        let address = process.stderr.events("listening")[0]["address"].as_str().expect("an address").to_owned();
+        let address = process.stderr.event("listening")["address"].as_str().expect("an address").to_owned();
         let mut client = Client::connect(address.parse().expect("an address"));
         assert_eq!(client.request("POST", "/", &[("host", "gate.test")], b"x").status, status);
         assert_eq!(origin.seen().len(), usize::from(status == 200), "handshakes that were completed");
@@ -207,7 +207,7 @@ fn verification_can_be_switched_off_and_is_logged_then() {
     let gateway = Gateway::start(&config(origin.address, "verify = false"));
     assert_eq!(gateway.get("/", &[]).status, 200);
     wait_for(|| !gateway.process.stderr.events("upstream_unverified").is_empty(), STEP_TIMEOUT);
-    assert_eq!(gateway.process.stderr.events("upstream_unverified")[0]["upstream"], "shop");
+    assert_eq!(gateway.process.stderr.event("upstream_unverified")["upstream"], "shop");
 }
 
 #[test]
@@ -308,7 +308,7 @@ fn health_checks_use_tls() {
     let keys = format!("{VERIFIED} }}\nhealth = {{ path = \"/\", interval = \"100ms\", unhealthy = 1");
     let gateway = gateway(&authority, origin.address, &keys);
     wait_for(|| !gateway.process.stderr.events("endpoint_down").is_empty(), STEP_TIMEOUT);
-    assert_eq!(gateway.process.stderr.events("endpoint_down")[0]["reason"], "health_check");
+    assert_eq!(gateway.process.stderr.event("endpoint_down")["reason"], "health_check");
 }
 
 /// nginx closes kept connections after 3 requests, and asks for a certificate of the gateway.

@@ -121,6 +121,13 @@ impl OutputLines {
         }
     }
 
+    /// The first line with this `event`, which may follow the response that it belongs to.
+    #[track_caller]
+    pub fn event(&self, event: &str) -> serde_json::Value {
+        wait_for(|| !self.events(event).is_empty(), STEP_TIMEOUT);
+        self.events(event).swap_remove(0)
+    }
+
     /// The lines that are JSON objects with this `event`.
     pub fn events(&self, event: &str) -> Vec<serde_json::Value> {
         self.all().iter().filter_map(|line| parse_event(line)).filter(|line| line["event"] == event).collect()
