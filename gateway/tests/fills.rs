@@ -6,7 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use support::client::chunked;
+use support::client::{chunked, read_chunk};
 use support::{
     BodyEnd, Client, ClientResponse, Gate, Gateway, Origin, ReceivedRequest, STEP_TIMEOUT, Script, one_route, wait_for,
 };
@@ -828,17 +828,6 @@ fn matching_conditions_neither_fill_a_fetch_nor_keep_it_alive() {
     assert_eq!(origin.count(), 1);
 }
 
-/// Reads a chunk with its end, and returns the length of its data: 0 for the last one.
-fn read_chunk(client: &mut Client) -> usize {
-    let mut line = Vec::new();
-    while !line.ends_with(b"\r\n") {
-        line.extend(client.read_bytes(1));
-    }
-    let size = usize::from_str_radix(String::from_utf8_lossy(&line).trim_end(), 16).expect("a size");
-    assert!(client.read_bytes(size + 2).ends_with(b"\r\n"));
-    size
-}
-
 /// The second client begins later and reads as fast as the first: it is not slow.
 #[test]
 fn a_request_that_joins_late_is_not_cut() {
@@ -863,7 +852,7 @@ fn a_request_that_joins_late_is_not_cut() {
     let (mut clients, mut lengths, mut has_ended) = ([early, late], [0; 2], [false; 2]);
     while has_ended != [true; 2] {
         let behind = usize::from(has_ended[0] || !has_ended[1] && lengths[1] < lengths[0]);
-        let length = read_chunk(&mut clients[behind]);
+        let length = read_chunk(|count| clients[behind].read_bytes(count)).len();
         lengths[behind] += length;
         has_ended[behind] = length == 0;
     }

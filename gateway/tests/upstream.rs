@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use support::client::chunked;
+use support::client::{chunked, read_chunk};
 use support::{BodyEnd, Client, Gate, Gateway, Origin, STEP_TIMEOUT, Script, free_address, one_route, wait_for};
 
 /// A configuration with an upstream of several endpoints and further keys.
@@ -652,19 +652,11 @@ fn large_responses_are_forwarded_unchanged_with_length_and_chunked() {
     }
 }
 
-/// The data of chunks of `length` bytes in all, each read with its end.
+/// The data of chunks of `length` bytes in all.
 fn read_chunks(length: usize, mut read: impl FnMut(usize) -> Vec<u8>) -> Vec<u8> {
     let mut data = Vec::new();
     while data.len() < length {
-        let mut line = Vec::new();
-        while !line.ends_with(b"\r\n") {
-            line.extend(read(1));
-        }
-        let line = String::from_utf8(line).expect("a size");
-        let size = usize::from_str_radix(line.trim_end(), 16).expect("a size");
-        let chunk = read(size + 2);
-        assert!(chunk.ends_with(b"\r\n"), "{chunk:?}");
-        data.extend(&chunk[..size]);
+        data.extend(read_chunk(&mut read));
     }
     data
 }

@@ -304,6 +304,19 @@ fn parse_field(line: &str) -> Option<(String, String)> {
     line.split_once(':').map(|(name, value)| (name.to_owned(), value.trim().to_owned()))
 }
 
+/// The data of a chunk, which is read with its end: none of the last one.
+pub fn read_chunk(mut read: impl FnMut(usize) -> Vec<u8>) -> Vec<u8> {
+    let mut line = Vec::new();
+    while !line.ends_with(b"\r\n") {
+        line.extend(read(1));
+    }
+    let size = usize::from_str_radix(String::from_utf8_lossy(&line).trim_end(), 16).expect("a size");
+    let mut chunk = read(size + 2);
+    assert!(chunk.ends_with(b"\r\n"), "{size} bytes");
+    chunk.truncate(size);
+    chunk
+}
+
 pub fn is_timeout(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
